@@ -1,0 +1,213 @@
+"""The types that hold the rooms together.
+
+Legend of shapes: R rows (outputs), C columns (inputs), G groups of columns, E experts, T tokens.
+A *group* is a run of input columns that share parameters; the last one may be shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from bitwright.bits import Bits
+
+Planes = dict[str, Tensor]
+"""Stored tensors of one weight by role: "weight" (codes), "scales", "mins", "mask", ..."""
+
+Params = dict[str, Tensor]
+"""Parameters while solving. In one group each is float32 [R, 1] (shared by its columns) or [R, n] (one a
+column); joined over a matrix they are [R, G] or [R, C]."""
+
+
+@dataclass(frozen=True)
+class ColumnStats:
+    """What calibration knows of each input column; float32 [C], or [n] for one group."""
+
+    h: Tensor  # diagonal of H = (2 / tokens) * sum of x x^T, not damped
+    u: Tensor  # diagonal of U, where inverse(H + damping) = U^T U, U upper triangular
+
+    def __getitem__(self, columns: slice) -> ColumnStats:
+        return ColumnStats(self.h[columns], self.u[columns])
+
+    @classmethod
+    def flat(cls, columns: int) -> ColumnStats:
+        """Statistics that prefer no column, for work without calibration."""
+        return cls(torch.ones(columns), torch.ones(columns))
+
+
+@dataclass(frozen=True)
+class PlaneSpec:
+    """Shape and type of one stored plane, known from the shape of the weight alone."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file."""
+        count = 1
+        for n in self.shape:
+            count *= n
+        return count * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One kernel term: every weight is scale * code + min.
+
+    `codes` uint8 [tiles, vectors, 64] in row-lane field planes (see `formats/_layout.py`);
+    `width` is the bits of a code, or "base3" for five ternary digits a byte;
+    `scales`, `mins` f16 [tiles, G, 16]; without `mins` the min is scale * `offset`;
+    `group` columns share a scale (None: the whole row); activations are scaled per `activation_group`.
+    """
+
+    codes: Tensor
+    width: int | str
+    scales: Tensor
+    mins: Tensor | None
+    offset: float
+    group: int | None
+    activation_group: int
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """One kernel term: selected weights gain scale * code + min on top of the terms before it.
+
+    `where` says how positions are stored: "bitmap" (`index` a 1-bit field plane), "offsets" (`index` uint8
+    column offsets inside 256-column tiles, `counts` uint8 [R, ceil(C / 256)]) or "nm" (`index` uint8
+    [tiles, blocks, 64], n = 4 slots a row and block of `block` columns, `values` alike).
+    `values` uint8: in bitmap order (tile, column quad, row lane, column of the quad), 8 or 4 bits each;
+    `starts` int32 [tiles + 1] is the running count of values before each tile; `scales`, `mins` f16 [tiles, 1, 16].
+    """
+
+    where: str
+    index: Tensor
+    values: Tensor
+    bits: int
+    scales: Tensor
+    mins: Tensor
+    starts: Tensor | None
+    counts: Tensor | None
+    block: int
+    activation_group: int
+
+
+Term = Dense | Sparse
+
+
+@runtime_checkable
+class Format(Protocol):
+    """Which values a weight may take and how they are stored. Frozen, pure, knows no model."""
+
+    kind: ClassVar[str]
+
+    @property
+    def group(self) -> int | None:
+        """Columns that share parameters; None: the whole row."""
+        ...
+
+    def prepare(self, w: Tensor, stats: ColumnStats) -> Params:
+        """Choices made once on the original weights [R, C]: masks, row-wide ranges."""
+        ...
+
+    def fit(self, w: Tensor, stats: ColumnStats, prior: Params) -> Params:
+        """Parameters of one group [R, n] from its current weights; `prior` is `prepare`'s share of it."""
+        ...
+
+    def encode(self, w: Tensor, params: Params) -> Tensor:
+        """Nearest codes, int32, of the shape of `w`."""
+        ...
+
+    def decode(self, codes: Tensor, params: Params) -> Tensor:
+        """The weights that codes stand for, exactly as kernels see them."""
+        ...
+
+    def pack(self, codes: Tensor, params: Params) -> Planes:
+        """Codes [R, C] and joined parameters -> stored planes."""
+        ...
+
+    def unpack(self, planes: Planes, shape: tuple[int, int]) -> tuple[Tensor, Params]:
+        """Inverse of `pack`."""
+        ...
+
+    def planes(self, shape: tuple[int, int]) -> dict[str, PlaneSpec]:
+        """Every stored plane of a weight of this shape."""
+        ...
+
+    def bits(self, shape: tuple[int, int]) -> Bits:
+        """Exact stored bits, from the shape alone."""
+        ...
+
+    def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
+        """What a kernel computes, as a sum over terms. Planes are viewed, not copied."""
+        ...
+
+
+@runtime_checkable
+class Partition(Protocol):
+    """Which entries of a matrix are salient."""
+
+    kind: ClassVar[str]
+
+    def split(self, w: Tensor, stats: ColumnStats) -> Tensor:
+        """Bool [R, C], True where salient, chosen on the original weights."""
+        ...
+
+    def count(self, shape: tuple[int, int]) -> int:
+        """Exactly how many entries `split` selects."""
+        ...
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A weight as stored: what solvers return, files hold and kernels read."""
+
+    format: Format
+    shape: tuple[int, int]
+    planes: Planes
+
+    def dequantize(self) -> Tensor:
+        """Float32 [R, C], exactly the weights that kernels see."""
+        from bitwright.groups import per_column
+
+        codes, params = self.format.unpack(self.planes, self.shape)
+        return self.format.decode(codes, per_column(params, self.format.group, self.shape[1]))
+
+
+class Solver(Protocol):
+    """Chooses codes and parameters of one weight. Never asks which format it has."""
+
+    kind: ClassVar[str]
+    needs_hessian: ClassVar[bool]
+
+    def solve(self, w: Tensor, fmt: Format, hessian: Tensor | None) -> QTensor:
+        """`w` float32 [R, C]; `hessian` [C, C], not damped, or None where no statistics exist."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A paper as a value that composes parts; nothing in it runs."""
+
+    name: str
+    format: Format
+    solver: Solver
+    embedding: Format | None = None  # None: embeddings and head stay as the source has them
+    rules: tuple[tuple[str, Format], ...] = ()  # name pattern -> format; the first match wins over `format`
+    keep: tuple[str, ...] = ()  # name patterns of linears that stay as they are
+
+
+class RecipeModule(Protocol):
+    """What a file in `recipes/` defines."""
+
+    def recipe(self, bits: float | None = None, **settings: Any) -> Recipe:
+        """The recipe at this many stored bits per weight, or at its natural setting."""
+        ...
+
+
+Stats = Mapping[str, ColumnStats]
