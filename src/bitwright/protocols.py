@@ -115,8 +115,11 @@ class Format(Protocol):
         """Choices made once on the original weights [R, C]: masks, row-wide ranges."""
         ...
 
-    def fit(self, w: Tensor, stats: ColumnStats, prior: Params) -> Params:
-        """Parameters of one group [R, n] from its current weights; `prior` is `prepare`'s share of it."""
+    def fit(self, w: Tensor, importance: Tensor, prior: Params) -> Params:
+        """Parameters of one group [R, n] from its current weights; `prior` is `prepare`'s share of it.
+
+        `importance` [1, n] or [R, n] weighs the squared error of each entry; entries at 0 do not count.
+        """
         ...
 
     def encode(self, w: Tensor, params: Params) -> Tensor:

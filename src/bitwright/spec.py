@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -13,6 +13,7 @@ from bitwright.errors import BadField, UnknownName
 from bitwright.registry import part
 
 Spec = dict[str, Any]
+STRICT = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
 
 def to_spec(value: Any) -> Any:
@@ -39,13 +40,17 @@ def from_spec(spec: Any) -> Any:
         if key != "kind" and key not in known:
             raise UnknownName(f"field of {kind}", key, known)
     values = {k: from_spec(v) for k, v in spec.items() if k != "kind"}
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        try:
+            TypeAdapter(hints[name], config=STRICT).validate_python(value)
+        except ValidationError as error:
+            raise BadField(cls.__name__, name, value, error.errors()[0]["msg"].lower()) from None
     try:
-        TypeAdapter(cls, config=ConfigDict(arbitrary_types_allowed=True, strict=True)).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(p) for p in first["loc"]) or "fields"
-        raise BadField(cls.__name__, field, first.get("input"), first["msg"].lower()) from None
-    return cls(**values)
+        return cls(**values)
+    except TypeError:
+        missing = [f.name for f in fields(cls) if f.name not in values and f.default is MISSING]
+        raise BadField(cls.__name__, ", ".join(missing), None, "this field is required") from None
 
 
 def fingerprint(value: Any) -> str:

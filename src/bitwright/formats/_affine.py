@@ -1,0 +1,111 @@
+"""What formats share whose every weight is scale * code + min."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitwright.bits import Bits
+from bitwright.errors import BadField
+from bitwright.formats import _fit, _layout
+from bitwright.groups import groups
+from bitwright.protocols import ColumnStats, Dense, Params, Planes, PlaneSpec, Term
+
+ACTIVATION_GROUP = 128  # columns that share an activation scale where weights have none to follow
+
+
+class AffineCodes:
+    """Storage of affine codes. A subclass says `group`, `levels`, `width` and `offset`, and how to `fit`."""
+
+    group: int | None
+
+    @property
+    def levels(self) -> int:
+        """How many codes there are."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int | str:
+        """Bits of a code, or "base3"."""
+        return (self.levels - 1).bit_length()
+
+    @property
+    def offset(self) -> float | None:
+        """min / scale where the format fixes it; None where mins are stored."""
+        raise NotImplementedError
+
+    def prepare(self, w: Tensor, stats: ColumnStats) -> Params:
+        """Nothing is decided for the whole matrix."""
+        return {}
+
+    def encode(self, w: Tensor, params: Params) -> Tensor:
+        """Nearest codes, int32."""
+        return _fit.nearest(w, params, self.levels)
+
+    def decode(self, codes: Tensor, params: Params) -> Tensor:
+        """scale * code + min in float32."""
+        return _fit.value(codes, params)
+
+    def pack(self, codes: Tensor, params: Params) -> Planes:
+        """Codes [R, C] and scales [R, G] -> planes."""
+        planes = {
+            "weight": _layout.pack_codes(codes, self.width),
+            "scales": _layout.pack_lanes(params["scale"]),
+        }
+        if self.offset is None:
+            planes["mins"] = _layout.pack_lanes(params["min"])
+        return planes
+
+    def unpack(self, planes: Planes, shape: tuple[int, int]) -> tuple[Tensor, Params]:
+        """Inverse of `pack`."""
+        codes = _layout.unpack_codes(planes["weight"], self.width, shape).to(torch.int32)
+        scale = _layout.unpack_lanes(planes["scales"], shape[0])
+        if self.offset is None:
+            return codes, {"scale": scale, "min": _layout.unpack_lanes(planes["mins"], shape[0])}
+        return codes, {"scale": scale, "min": scale * self.offset}
+
+    def planes(self, shape: tuple[int, int]) -> dict[str, PlaneSpec]:
+        """Codes uint8 [tiles, vectors, 64], scales (and mins) f16 [tiles, G, 16]."""
+        count = _layout.tiles(shape[0])
+        lanes = PlaneSpec(torch.float16, (count, len(groups(shape[1], self.group)), _layout.ROWS))
+        specs = {
+            "weight": PlaneSpec(torch.uint8, (count, _layout.vectors(shape[1], self.width), _layout.VECTOR)),
+            "scales": lanes,
+        }
+        return specs | ({"mins": lanes} if self.offset is None else {})
+
+    def bits(self, shape: tuple[int, int]) -> Bits:
+        """Codes, f16 scales and mins; the rest of every plane is padding. A base-3 digit counts as 1.6 bits."""
+        rows, columns = shape
+        stored = sum(spec.bytes for spec in self.planes(shape).values()) * 8
+        # Five digits share a byte: the codes of a weight are the bytes its row touches.
+        codes = rows * columns * self.width if isinstance(self.width, int) else rows * -(-columns // 5) * 8
+        scales = rows * len(groups(columns, self.group)) * 16
+        mins = scales if self.offset is None else 0
+        return Bits(codes=codes, scales=scales, mins=mins, padding=stored - codes - scales - mins)
+
+    def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
+        """One dense term."""
+        return (
+            Dense(
+                codes=planes["weight"],
+                width=self.width,
+                scales=planes["scales"],
+                mins=planes.get("mins"),
+                offset=self.offset or 0.0,
+                group=self.group,
+                activation_group=self.group if self.group and self.group <= 160 else self._activation_group(),
+            ),
+        )
+
+    def _activation_group(self) -> int:
+        return 160 if self.width == "base3" else ACTIVATION_GROUP
+
+
+def check_group(owner: object, group: int | None, multiple: int) -> None:
+    """A group ends where a vector or an activation group does."""
+    longest = 160 if multiple == _layout.BASE3_COLUMNS else ACTIVATION_GROUP
+    if group is None or (group > 0 and group % (multiple if group <= longest else longest) == 0):
+        return
+    advice = f"give a multiple of {multiple} up to {longest}, a multiple of {longest}, or none for one scale a row"
+    raise BadField(owner, "group", group, advice)

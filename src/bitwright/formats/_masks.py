@@ -1,0 +1,181 @@
+"""How the places of salient entries are stored, and their codes in the same order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import Refused
+from bitwright.formats import _layout
+from bitwright.partitions.slots import SLOTS
+from bitwright.protocols import Planes, PlaneSpec
+
+OFFSET_TILE = 256
+EMPTY = 255  # index of an unused slot
+
+Shape = tuple[int, int]
+
+
+def pack_values(codes: Tensor, bits: int) -> Tensor:
+    """A stream of 8-bit or 4-bit codes as bytes, the first of two in the low nibble."""
+    codes = codes.to(torch.uint8)
+    if bits == 8:
+        return codes
+    even = torch.zeros(-(-len(codes) // 2) * 2, dtype=torch.uint8)
+    even[: len(codes)] = codes
+    return even[0::2] | (even[1::2] << 4)
+
+
+def unpack_values(plane: Tensor, bits: int, count: int) -> Tensor:
+    """Inverse of `pack_values`."""
+    if bits == 8:
+        return plane
+    return torch.stack((plane & 15, plane >> 4), dim=1).view(-1)[:count]
+
+
+class Bitmap:
+    """One bit an entry in a field plane; codes in kernel order: tile, column quad, row lane, column of the quad."""
+
+    @staticmethod
+    def _order(x: Tensor) -> Tensor:
+        rows, columns = x.shape
+        blocks = -(-columns // _layout.BLOCK)
+        padded = x.new_zeros(_layout.tiles(rows) * _layout.ROWS, blocks * _layout.BLOCK)
+        padded[:rows, :columns] = x
+        return padded.view(-1, _layout.ROWS, blocks * 8, 4).transpose(1, 2).reshape(-1)
+
+    def pack(self, mask: Tensor, codes: Tensor, bits: int) -> Planes:
+        """Planes of a mask and the codes under it."""
+        ordered = self._order(mask)
+        counts = ordered.view(_layout.tiles(mask.shape[0]), -1).sum(1)
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
+        return {
+            "mask": _layout.pack_codes(mask.to(torch.uint8), 1),
+            "starts": starts,
+            "salient": pack_values(self._order(codes)[ordered], bits),
+        }
+
+    def unpack(self, planes: Planes, shape: Shape, bits: int) -> tuple[Tensor, Tensor]:
+        """Mask and codes, 0 outside the mask."""
+        mask = _layout.unpack_codes(planes["mask"], 1, shape).bool()
+        ordered = self._order(mask)
+        flat = torch.zeros(ordered.numel(), dtype=torch.uint8)
+        flat[ordered] = unpack_values(planes["salient"], bits, int(ordered.sum()))
+        blocks = -(-shape[1] // _layout.BLOCK)
+        codes = flat.view(-1, blocks * 8, _layout.ROWS, 4).transpose(1, 2).reshape(-1, blocks * _layout.BLOCK)
+        return mask, codes[: shape[0], : shape[1]]
+
+    def planes(self, shape: Shape, count: int, bits: int) -> dict[str, PlaneSpec]:
+        """Shapes of the planes."""
+        tiles = _layout.tiles(shape[0])
+        return {
+            "mask": PlaneSpec(torch.uint8, (tiles, _layout.vectors(shape[1], 1), _layout.VECTOR)),
+            "starts": PlaneSpec(torch.int32, (tiles + 1,)),
+            "salient": PlaneSpec(torch.uint8, (-(-count * bits // 8),)),
+        }
+
+    def mask_bits(self, shape: Shape, count: int) -> tuple[int, int]:
+        """Bits of places and of tables."""
+        return shape[0] * shape[1], (_layout.tiles(shape[0]) + 1) * 32
+
+
+class Offsets:
+    """8-bit column offsets in tiles of 256 columns and an 8-bit count a row and tile; row-major order."""
+
+    def pack(self, mask: Tensor, codes: Tensor, bits: int) -> Planes:
+        """Planes of a mask and the codes under it."""
+        rows, columns = mask.shape
+        parts = [mask[:, a : a + OFFSET_TILE].sum(1) for a in range(0, columns, OFFSET_TILE)]
+        counts = torch.stack(parts, dim=1)
+        if int(counts.max()) > 255:
+            row = int(counts.max(1).values.argmax())
+            raise Refused(f"all 256 entries of a tile in row {row} are salient, offsets count to 255: store a bitmap.")
+        row, column = mask.nonzero(as_tuple=True)
+        return {
+            "offsets": (column % OFFSET_TILE).to(torch.uint8),
+            "counts": counts.to(torch.uint8),
+            "salient": pack_values(codes[row, column], bits),
+        }
+
+    def unpack(self, planes: Planes, shape: Shape, bits: int) -> tuple[Tensor, Tensor]:
+        """Mask and codes, 0 outside the mask."""
+        counts = planes["counts"].long()
+        cell = torch.arange(counts.numel()).repeat_interleave(counts.view(-1))
+        column = cell % counts.shape[1] * OFFSET_TILE + planes["offsets"].long()
+        row = cell // counts.shape[1]
+        mask = torch.zeros(shape, dtype=torch.bool)
+        codes = torch.zeros(shape, dtype=torch.uint8)
+        mask[row, column] = True
+        codes[row, column] = unpack_values(planes["salient"], bits, len(row))
+        return mask, codes
+
+    def planes(self, shape: Shape, count: int, bits: int) -> dict[str, PlaneSpec]:
+        """Shapes of the planes."""
+        return {
+            "offsets": PlaneSpec(torch.uint8, (count,)),
+            "counts": PlaneSpec(torch.uint8, (shape[0], -(-shape[1] // OFFSET_TILE))),
+            "salient": PlaneSpec(torch.uint8, (-(-count * bits // 8),)),
+        }
+
+    def mask_bits(self, shape: Shape, count: int) -> tuple[int, int]:
+        """Bits of places and of tables."""
+        return count * 8 + shape[0] * -(-shape[1] // OFFSET_TILE) * 8, 0
+
+
+class Nm:
+    """Four slots a row and block of columns: a byte of index and a byte of code each; unused slots have index 255."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+
+    def _blocks(self, columns: int) -> int:
+        return -(-columns // self.block)
+
+    def pack(self, mask: Tensor, codes: Tensor, bits: int) -> Planes:
+        """Planes of a mask and the codes under it."""
+        rows, columns = mask.shape
+        blocks = self._blocks(columns)
+        row, column = mask.nonzero(as_tuple=True)
+        cell = row * blocks + column // self.block
+        first = torch.searchsorted(cell, torch.arange(rows * blocks))
+        slot = torch.arange(len(cell)) - first[cell]
+        index = torch.full((rows * blocks, SLOTS), EMPTY, dtype=torch.uint8)
+        value = torch.zeros(rows * blocks, SLOTS, dtype=torch.uint8)
+        index[cell, slot] = (column % self.block).to(torch.uint8)
+        value[cell, slot] = codes[row, column].to(torch.uint8)
+        return {"index": self._tile(index, rows, EMPTY), "salient": self._tile(value, rows, 0)}
+
+    def _tile(self, x: Tensor, rows: int, fill: int) -> Tensor:
+        tiles = _layout.tiles(rows)
+        padded = torch.full((tiles * _layout.ROWS, x.numel() // (rows * SLOTS), SLOTS), fill, dtype=torch.uint8)
+        padded[:rows] = x.view(rows, -1, SLOTS)
+        return padded.view(tiles, _layout.ROWS, -1, SLOTS).transpose(1, 2).reshape(tiles, -1, _layout.VECTOR)
+
+    def unpack(self, planes: Planes, shape: Shape, bits: int) -> tuple[Tensor, Tensor]:
+        """Mask and codes, 0 outside the mask."""
+        rows, columns = shape
+        blocks = self._blocks(columns)
+
+        def lanes(plane: Tensor) -> Tensor:
+            return plane.view(-1, blocks, _layout.ROWS, SLOTS).transpose(1, 2).reshape(-1, blocks, SLOTS)[:rows]
+
+        index = lanes(planes["index"]).long()
+        row, block, slot = (index < self.block).nonzero(as_tuple=True)
+        column = block * self.block + index[row, block, slot]
+        mask = torch.zeros(shape, dtype=torch.bool)
+        codes = torch.zeros(shape, dtype=torch.uint8)
+        mask[row, column] = True
+        codes[row, column] = lanes(planes["salient"])[row, block, slot]
+        return mask, codes
+
+    def planes(self, shape: Shape, count: int, bits: int) -> dict[str, PlaneSpec]:
+        """Shapes of the planes."""
+        spec = PlaneSpec(torch.uint8, (_layout.tiles(shape[0]), self._blocks(shape[1]), _layout.VECTOR))
+        return {"index": spec, "salient": spec}
+
+    def mask_bits(self, shape: Shape, count: int) -> tuple[int, int]:
+        """Bits of places and of tables."""
+        return count * 8, 0
+
+
+Codec = Bitmap | Offsets | Nm

@@ -1,0 +1,81 @@
+"""GPTQ (arXiv 2210.17323): column by column, each error pushed into the columns still to come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import BadField
+from bitwright.groups import columns_of, groups, join
+from bitwright.linalg import inverse_cholesky
+from bitwright.protocols import ColumnStats, Format, Params, QTensor
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """One loop for every format. `damping` is relative to the mean diagonal of the Hessian.
+
+    `weighted`: parameters are fitted under the Hessian diagonal, else every counted column weighs the same.
+    `block` columns are corrected at once; it changes speed, not the result.
+    """
+
+    kind: ClassVar[str] = "gptq"
+    needs_hessian: ClassVar[bool] = True
+    damping: float = 0.01
+    weighted: bool = True
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.damping > 0:
+            raise BadField(self, "damping", self.damping, "give a positive share of the mean diagonal, 0.01 say")
+        if self.block < 1:
+            raise BadField(self, "block", self.block, "give a positive number of columns")
+
+    def solve(self, w: Tensor, fmt: Format, hessian: Tensor | None) -> QTensor:
+        """Codes that keep the layer's output; without a Hessian all inputs count alike and none are correlated."""
+        h = torch.eye(w.shape[1]) if hessian is None else hessian
+        u, _ = inverse_cholesky(h, self.damping)
+        dead = h.diagonal() == 0
+        w = w.masked_fill(dead, 0.0)
+        # Dead inputs must not vanish from a fit that has nothing else to go by.
+        curvature = h.diagonal().float()
+        curvature = curvature + 1e-4 * curvature.mean() + (1.0 if bool(dead.all()) else 0.0)
+        stats = ColumnStats(curvature, u.diagonal().float())
+        codes, params, _ = gptq(w, u.to(w.dtype), fmt, stats, self.block, self.weighted)
+        return QTensor(fmt, (w.shape[0], w.shape[1]), fmt.pack(codes, params))
+
+
+def gptq(
+    w: Tensor, u: Tensor, fmt: Format, stats: ColumnStats, block: int = 128, weighted: bool = True
+) -> tuple[Tensor, Params, Tensor]:
+    """Codes int32 [R, C], joined parameters and scaled errors E [R, C] of one matrix.
+
+    `u` [C, C] upper triangular, inverse(H) = u^T u, in the type of `w`. Afterwards W - Q = E U, so that
+    sum E^2 = tr((W - Q) H (W - Q)^T) for any format and block.
+    """
+    rows, columns = w.shape
+    prior = fmt.prepare(w, stats)
+    importance = stats.h if weighted else torch.ones_like(stats.h)
+    rest = w.t().contiguous().clone()  # [C, R]: one column of W is one contiguous row
+    codes = torch.empty(columns, rows, dtype=torch.int32)
+    errors = torch.empty_like(rest)
+    fitted = []
+    for group in groups(columns, fmt.group):
+        params = fmt.fit(rest[group].t(), importance[None, group], columns_of(prior, group))
+        fitted.append(params)
+        for start in range(group.start, group.stop, block):
+            stop = min(start + block, group.stop)
+            for j in range(start, stop):
+                at = slice(j - group.start, j - group.start + 1)
+                now = rest[j].unsqueeze(1)
+                own = columns_of(params, at)
+                code = fmt.encode(now, own)
+                codes[j] = code[:, 0]
+                error = errors[j]
+                torch.div(rest[j] - fmt.decode(code, own)[:, 0].to(w.dtype), u[j, j], out=error)
+                rest[j + 1 : stop].addr_(u[j, j + 1 : stop], error, alpha=-1)
+            rest[stop:].addmm_(u[start:stop, stop:].t(), errors[start:stop], alpha=-1)
+    return codes.t(), join(fitted), errors.t()

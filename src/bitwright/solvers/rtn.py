@@ -1,0 +1,39 @@
+"""Round to nearest: every group on its own, no compensation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bitwright.groups import columns_of, groups, join
+from bitwright.linalg import inverse_cholesky
+from bitwright.protocols import ColumnStats, Format, QTensor
+
+
+@dataclass(frozen=True)
+class Rtn:
+    """Fits each group to the weights it has. With a Hessian, columns count by its diagonal if `weighted`."""
+
+    kind: ClassVar[str] = "rtn"
+    needs_hessian: ClassVar[bool] = False
+    weighted: bool = False
+
+    def solve(self, w: Tensor, fmt: Format, hessian: Tensor | None) -> QTensor:
+        """Nearest codes."""
+        stats = ColumnStats.flat(w.shape[1]) if hessian is None else column_stats(hessian)
+        importance = stats.h if self.weighted else torch.ones_like(stats.h)
+        prior = fmt.prepare(w, stats)
+        codes, params = [], []
+        for columns in groups(w.shape[1], fmt.group):
+            params.append(fmt.fit(w[:, columns], importance[None, columns], columns_of(prior, columns)))
+            codes.append(fmt.encode(w[:, columns], params[-1]))
+        shape = (w.shape[0], w.shape[1])
+        return QTensor(fmt, shape, fmt.pack(torch.cat(codes, dim=1), join(params)))
+
+
+def column_stats(hessian: Tensor) -> ColumnStats:
+    """Diagonals of the Hessian and of its inverse Cholesky factor."""
+    return ColumnStats(hessian.diagonal().float(), inverse_cholesky(hessian)[0].diagonal().float())
