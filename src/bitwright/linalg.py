@@ -35,6 +35,8 @@ def inverse_cholesky(hessian: Tensor, damping: float = 0.01) -> tuple[Tensor, fl
             if int(info) == 0 and bool(upper.isfinite().all()):
                 return upper, used
         if used >= 100:
-            raise WorkFailed("the Hessian does not factorise even with damping 100: the calibration data is degenerate.")
+            raise WorkFailed(
+                "the Hessian does not factorise even with damping 100: the calibration data is degenerate."
+            )
         used = max(used * 10, 1e-4)
         log.warning("Hessian is close to singular: damping raised to %g", used)

@@ -6,9 +6,10 @@ A *group* is a run of input columns that share parameters; the last one may be s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from fnmatch import fnmatchcase
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -100,6 +101,21 @@ class Sparse:
 Term = Dense | Sparse
 
 
+@dataclass(frozen=True)
+class Operand:
+    """A term with its codes unpacked, for reference arithmetic.
+
+    `codes` uint8 [R, C]; `mask` bool [R, C], None where every entry counts; `scale`, `min` float32 [R, G] of `group`
+    columns each (None: [R, 1], the whole row).
+    """
+
+    codes: Tensor
+    mask: Tensor | None
+    scale: Tensor
+    min: Tensor
+    group: int | None
+
+
 @runtime_checkable
 class Format(Protocol):
     """Which values a weight may take and how they are stored. Frozen, pure, knows no model."""
@@ -150,6 +166,14 @@ class Format(Protocol):
         """What a kernel computes, as a sum over terms. Planes are viewed, not copied."""
         ...
 
+    def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
+        """The same terms unpacked."""
+        ...
+
+    def rows(self, planes: Planes, ids: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Float32 [n, C]: chosen rows decoded, for look-up tables."""
+        ...
+
 
 @runtime_checkable
 class Partition(Protocol):
@@ -197,20 +221,31 @@ class Solver(Protocol):
 class Recipe:
     """A paper as a value that composes parts; nothing in it runs."""
 
+    kind: ClassVar[str] = "recipe"
     name: str
     format: Format
     solver: Solver
-    embedding: Format | None = None  # None: embeddings and head stay as the source has them
-    rules: tuple[tuple[str, Format], ...] = ()  # name pattern -> format; the first match wins over `format`
+    embedding: Format | None = None  # of embedding and untied head; None leaves them as the source has them
+    rules: tuple[tuple[str, Format], ...] = ()  # (name pattern, format): the first match wins over `format`
     keep: tuple[str, ...] = ()  # name patterns of linears that stay as they are
+
+    def format_of(self, name: str) -> Format | None:
+        """The format of a linear, None where it is kept."""
+        if any(fnmatchcase(name, pattern) for pattern in self.keep):
+            return None
+        return next((fmt for pattern, fmt in self.rules if fnmatchcase(name, pattern)), self.format)
 
 
 class RecipeModule(Protocol):
     """What a file in `recipes/` defines."""
 
-    def recipe(self, bits: float | None = None, **settings: Any) -> Recipe:
-        """The recipe at this many stored bits per weight, or at its natural setting."""
+    RECIPE: Recipe
+    """The paper at its natural setting."""
+
+    def at_bits(self, recipe: Recipe, bits: float, shapes: Sequence[tuple[int, int]]) -> Recipe:
+        """The recipe that stores weights of these shapes in at most `bits` a weight, everything counted."""
         ...
 
-
-Stats = Mapping[str, ColumnStats]
+    def caution(self, recipe: Recipe) -> str | None:
+        """One sentence with a measured number where a setting is known to be of no use, else None."""
+        ...

@@ -36,5 +36,7 @@ def part(kind: str) -> type:
     known = {name: room for room in ROOMS for name in names(room)}
     if kind not in known:
         raise UnknownName("part", kind, known)
-    found = [v for v in vars(load(known[kind], kind)).values() if isinstance(v, type) and getattr(v, "kind", None) == kind]
+    found = [
+        v for v in vars(load(known[kind], kind)).values() if isinstance(v, type) and getattr(v, "kind", None) == kind
+    ]
     return found[0]

@@ -19,7 +19,8 @@ STRICT = ConfigDict(arbitrary_types_allowed=True, strict=True)
 def to_spec(value: Any) -> Any:
     """A frozen part as JSON-ready data; nested parts and tuples included."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"kind": getattr(type(value), "kind"), **{f.name: to_spec(getattr(value, f.name)) for f in fields(value)}}
+        kind: str = vars(type(value))["kind"]
+        return {"kind": kind, **{f.name: to_spec(getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, tuple | list):
         return [to_spec(v) for v in value]
     return value

@@ -8,8 +8,8 @@ from torch import Tensor
 from bitwright.bits import Bits
 from bitwright.errors import BadField
 from bitwright.formats import _fit, _layout
-from bitwright.groups import groups
-from bitwright.protocols import ColumnStats, Dense, Params, Planes, PlaneSpec, Term
+from bitwright.groups import groups, per_column
+from bitwright.protocols import ColumnStats, Dense, Operand, Params, Planes, PlaneSpec, Term
 
 ACTIVATION_GROUP = 128  # columns that share an activation scale where weights have none to follow
 
@@ -97,6 +97,18 @@ class AffineCodes:
                 activation_group=self.group if self.group and self.group <= 160 else self._activation_group(),
             ),
         )
+
+    def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
+        """The dense term unpacked."""
+        codes, params = self.unpack(planes, shape)
+        return (Operand(codes.to(torch.uint8), None, params["scale"], params["min"], self.group),)
+
+    def rows(self, planes: Planes, ids: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Chosen rows, without touching the others."""
+        taken = {name: _layout.take_rows(plane, ids) for name, plane in planes.items()}
+        own = (len(ids), shape[1])
+        codes, params = self.unpack(taken, own)
+        return self.decode(codes, per_column(params, self.group, shape[1]))
 
     def _activation_group(self) -> int:
         return 160 if self.width == "base3" else ACTIVATION_GROUP

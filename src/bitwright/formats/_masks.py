@@ -84,17 +84,17 @@ class Offsets:
 
     def pack(self, mask: Tensor, codes: Tensor, bits: int) -> Planes:
         """Planes of a mask and the codes under it."""
-        rows, columns = mask.shape
+        columns = mask.shape[1]
         parts = [mask[:, a : a + OFFSET_TILE].sum(1) for a in range(0, columns, OFFSET_TILE)]
         counts = torch.stack(parts, dim=1)
         if int(counts.max()) > 255:
             row = int(counts.max(1).values.argmax())
             raise Refused(f"all 256 entries of a tile in row {row} are salient, offsets count to 255: store a bitmap.")
-        row, column = mask.nonzero(as_tuple=True)
+        rows, cols = mask.nonzero(as_tuple=True)
         return {
-            "offsets": (column % OFFSET_TILE).to(torch.uint8),
+            "offsets": (cols % OFFSET_TILE).to(torch.uint8),
             "counts": counts.to(torch.uint8),
-            "salient": pack_values(codes[row, column], bits),
+            "salient": pack_values(codes[rows, cols], bits),
         }
 
     def unpack(self, planes: Planes, shape: Shape, bits: int) -> tuple[Tensor, Tensor]:

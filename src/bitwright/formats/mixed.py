@@ -14,10 +14,10 @@ from bitwright.formats import _fit, _layout
 from bitwright.formats._masks import Bitmap, Codec, Nm, Offsets
 from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
-from bitwright.groups import columns_of, groups
+from bitwright.groups import groups, per_column
 from bitwright.partitions.salience import Salience
 from bitwright.partitions.slots import Slots
-from bitwright.protocols import ColumnStats, Dense, Params, Partition, Planes, PlaneSpec, Sparse, Term
+from bitwright.protocols import ColumnStats, Dense, Operand, Params, Partition, Planes, PlaneSpec, Sparse, Term
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ class Mixed:
         count = self.by.count(shape)
         masks, tables = self._codec.mask_bits(shape, count)
         low = self.low.bits(shape)
-        own = Bits(codes=count * self.salient_bits, scales=16 * shape[0], mins=16 * shape[0], masks=masks, tables=tables)
+        own = Bits(
+            codes=count * self.salient_bits, scales=16 * shape[0], mins=16 * shape[0], masks=masks, tables=tables
+        )
         stored = sum(spec.bytes for spec in self.planes(shape).values()) * 8
         return low + own + Bits(padding=stored - low.total - own.total)
 
@@ -146,6 +148,18 @@ class Mixed:
             activation_group=low[0].activation_group,
         )
         return (*low, sparse)
+
+    def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
+        """The low term, and the salient one under its mask."""
+        mask, high = self._codec.unpack(planes, shape, self.salient_bits)
+        scale = _layout.unpack_lanes(planes["salient_scales"], shape[0])
+        low_end = _layout.unpack_lanes(planes["salient_mins"], shape[0])
+        return (*self.low.operands(planes, shape), Operand(high, mask, scale, low_end, None))
+
+    def rows(self, planes: Planes, ids: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Chosen rows; places are stored in one run, so all of them are unpacked."""
+        codes, params = self.unpack(planes, shape)
+        return self.decode(codes[ids], {k: v[ids] for k, v in per_column(params, self.group, shape[1]).items()})
 
 
 def _high(params: Params) -> Params:

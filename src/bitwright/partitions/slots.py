@@ -40,7 +40,8 @@ class Slots:
 
     def count(self, shape: tuple[int, int]) -> int:
         """Entries that `split` selects."""
-        return shape[0] * sum(min(SLOTS, c.stop - c.start) for c in groups(shape[1], self.block))
+        widths = [int(c.stop) - int(c.start) for c in groups(shape[1], self.block)]
+        return shape[0] * sum(min(SLOTS, width) for width in widths)
 
 
 EXAMPLES = (Slots(), Slots(128, "magnitude"))

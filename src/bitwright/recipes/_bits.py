@@ -1,0 +1,49 @@
+"""Settings that meet a number of stored bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from bitwright.bits import total
+from bitwright.errors import Refused
+from bitwright.formats.integer import Integer
+from bitwright.protocols import Format, Recipe
+
+Shapes = Sequence[tuple[int, int]]
+
+
+def stored_bits(fmt: Format, shapes: Shapes) -> float:
+    """Stored bits a weight over matrices of these shapes."""
+    return total(fmt.bits(shape) for shape in shapes).total / sum(rows * columns for rows, columns in shapes)
+
+
+def largest_share(make: Callable[[float], Format], bits: float, shapes: Shapes, what: str) -> Format:
+    """The format with the largest share in 0 .. 1 (to 1/4096) that stores at most `bits`."""
+    low, high = 0, 4096
+    least, most = stored_bits(make(0.0), shapes), stored_bits(make(1.0), shapes)
+    if bits < least:
+        raise Refused(f"{bits} bits are too few for {what}: it stores at least {least:.3f} here, give that or more.")
+    if bits >= most:
+        raise Refused(f"{bits} bits are more than {what} can use: it stores at most {most:.3f} here.")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if stored_bits(make(middle / 4096), shapes) <= bits else (low, middle)
+    return make(low / 4096)
+
+
+def integer_at(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
+    """The widest integer, and the smallest group beside it, that stores at most `bits`."""
+    base = recipe.format
+    assert isinstance(base, Integer)
+    choices = [
+        replace(base, bits_per_code=width, group=group)
+        for width in range(1, 9)
+        for group in (32, 64, 128, 256, None)
+        if width > 1 or base.grid != "symmetric"
+    ]
+    fits = [(c.bits_per_code, stored_bits(c, shapes), c) for c in choices if stored_bits(c, shapes) <= bits + 1e-9]
+    if not fits:
+        least = min(stored_bits(c, shapes) for c in choices)
+        raise Refused(f"{bits} bits are too few for integers: they store at least {least:.3f} here, give that or more.")
+    return replace(recipe, format=max(fits, key=lambda fit: fit[:2])[2])

@@ -1,0 +1,45 @@
+"""PB-LLM (arXiv 2310.00034): a few salient weights at 8 or 4 bits, all others binary.
+
+Salience is w^2 / u^2 (rise of the loss if the weight were dropped); both kinds go through one GPTQ loop.
+Stored bits a weight, with a bitmap: 1 (signs) + 1 (bitmap) + share * salient bits + 32 / group (or columns) + 32 / columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bitwright.errors import Refused
+from bitwright.formats.binary import Binary
+from bitwright.formats.integer import Integer
+from bitwright.formats.mixed import Mixed
+from bitwright.partitions.salience import Salience
+from bitwright.protocols import Recipe
+from bitwright.recipes._bits import Shapes, largest_share
+from bitwright.solvers.gptq import Gptq
+
+RECIPE = Recipe(
+    "pb-llm",
+    format=Mixed(Binary(), Salience(0.3), salient_bits=8),
+    solver=Gptq(),
+    embedding=Integer(8, 64, "symmetric"),
+)
+
+
+def at_bits(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
+    """The largest salient share that fits."""
+    base = recipe.format
+    assert isinstance(base, Mixed)
+    by = base.by
+    if not isinstance(by, Salience):
+        raise Refused("slots have a fixed share: leave out --bits, or set format.where to 'bitmap' or 'offsets'.")
+    fmt = largest_share(lambda share: replace(base, by=replace(by, share=share)), bits, shapes, "this kind of PB-LLM")
+    return replace(recipe, format=fmt)
+
+
+def caution(recipe: Recipe) -> str | None:
+    """Small shares are of no use without training."""
+    assert isinstance(recipe.format, Mixed)
+    by = recipe.format.by
+    if not isinstance(by, Salience) or by.share >= 0.2:
+        return None
+    return f"PB-LLM without training is of no use at {by.share:.1%} salient weights: use 20 % or more."

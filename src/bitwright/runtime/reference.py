@@ -1,0 +1,52 @@
+"""The arithmetic of packed layers in torch: what every kernel must give, bit for bit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitwright.groups import groups
+from bitwright.protocols import Operand
+
+LARGEST_CODE = 127
+
+
+def quantize_activations(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Float32 [T, C] -> integers -127..127 as float32 [T, C], and scales float32 [T, groups].
+
+    scale = max|x| / 127 a token and group; code = x * (1 / scale), rounded half to even; an all-zero group has scale 0.
+    """
+    codes = torch.empty_like(x)
+    runs = groups(x.shape[1], group)
+    scales = x.new_empty(x.shape[0], len(runs))
+    for g, columns in enumerate(runs):
+        part = x[:, columns]
+        scale = part.abs().amax(1, keepdim=True) / LARGEST_CODE
+        inverse = torch.where(scale > 0, 1 / scale, 0.0)
+        codes[:, columns] = torch.round(part * inverse).clamp(-LARGEST_CODE, LARGEST_CODE)
+        scales[:, g] = scale[:, 0]
+    return codes, scales
+
+
+def integer_matmul(x: Tensor, operands: tuple[Operand, ...], activation_group: int) -> Tensor:
+    """Float32 [T, C] times packed [R, C] -> float32 [T, R] with int8 activations.
+
+    For each activation group, for each operand: t = s * A + m * Q, f = f + d * t, with A = sum code * q and Q = sum q
+    exact integers, every product rounded on its own (no fused multiply-add).
+    """
+    q, d = quantize_activations(x, activation_group)
+    columns = x.shape[1]
+    out = x.new_zeros(x.shape[0], operands[0].codes.shape[0])
+    for g, run in enumerate(groups(columns, activation_group)):
+        part = q[:, run]
+        for operand in operands:
+            # float32 holds these integer sums exactly: 255 * 127 * 160 < 2^24
+            a = part @ operand.codes[:, run].float().t()
+            if operand.mask is None:
+                total = part.sum(1, keepdim=True)
+            else:
+                total = part @ operand.mask[:, run].float().t()
+            at = 0 if operand.group is None else run.start // operand.group
+            term = operand.scale[:, at] * a + operand.min[:, at] * total
+            out = out + d[:, g : g + 1] * term
+    return out
