@@ -1,0 +1,78 @@
+"""What an artifact holds, from formats and shapes alone: known exactly before any code is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from bitwright.artifact.header import DTYPE_NAMES
+from bitwright.artifact.layout import KeptRow, PlanRow, Quantization, Totals, Weight
+from bitwright.bits import Bits, total
+from bitwright.errors import BadInput, WorkFailed
+from bitwright.protocols import Format, PlaneSpec
+from bitwright.spec import from_spec
+
+Part = Literal["block", "embedding", "head"]
+
+
+def formats(quantization: Quantization) -> tuple[Format, ...]:
+    """The formats as values; `BadInput` where a spec describes another kind of part."""
+    found = tuple(from_spec(spec) for spec in quantization.formats)
+    for spec, value in zip(quantization.formats, found, strict=True):
+        if not isinstance(value, Format):
+            raise BadInput(f"{spec.get('kind')!r} is listed as a format and is none: write the artifact again.")
+    return found
+
+
+def planes(weight: Weight, fmt: Format) -> dict[str, PlaneSpec]:
+    """Stored tensors of a weight by full name; experts lead with E."""
+    lead = weight.shape[:-2]
+    return {f"{weight.name}.{k}": PlaneSpec(p.dtype, lead + p.shape) for k, p in fmt.planes(weight.matrix).items()}
+
+
+def tensors(quantization: Quantization, kept: Mapping[str, PlaneSpec]) -> dict[str, PlaneSpec]:
+    """Every tensor of the artifact: planes in order of use, then what stays as the source has it."""
+    known = formats(quantization)
+    found: dict[str, PlaneSpec] = {}
+    for part in [*(planes(w, known[w.format]) for w in quantization.weights), kept]:
+        if clash := found.keys() & part.keys():
+            raise BadInput(f"two tensors would be called {min(clash)!r}: rename the module.")
+        found |= part
+    return found
+
+
+def plan_rows(quantization: Quantization, parts: Mapping[str, Part]) -> tuple[PlanRow, ...]:
+    """One row a weight with its exact bits; weights that `parts` does not name belong to blocks."""
+    known = formats(quantization)
+    rows = []
+    for w in quantization.weights:
+        fmt = known[w.format]
+        bits = total([fmt.bits(w.matrix)] * w.experts)
+        size = sum(p.bytes for p in planes(w, fmt).values())
+        if bits.total != 8 * size:
+            raise WorkFailed(f"{w.name}: {w.shape} as {fmt} counts {bits.total} bits, but its planes have {8 * size}.")
+        part = parts.get(w.name, "block")
+        rows.append(
+            PlanRow(name=w.name, part=part, shape=w.shape, format=w.format, bits=bits.named(), bytes=bits.bytes)
+        )
+    return tuple(rows)
+
+
+def kept_rows(kept: Mapping[str, PlaneSpec]) -> tuple[KeptRow, ...]:
+    """Rows of the tensors that are not quantized."""
+    return tuple(KeptRow(name=k, dtype=DTYPE_NAMES[s.dtype], shape=s.shape) for k, s in kept.items())
+
+
+def totals(rows: Sequence[PlanRow], kept: Mapping[str, PlaneSpec], file_bytes: int) -> Totals:
+    """Sums over rows and files; what is neither plane nor kept tensor is header."""
+    block = [r for r in rows if r.part == "block"]
+    weights = sum(Weight(name=r.name, format=r.format, shape=r.shape).count for r in block)
+    bits = total(Bits(**r.bits) for r in block)
+    kept_bytes = sum(s.bytes for s in kept.values())
+    return Totals(
+        file_bytes=file_bytes,
+        header_bytes=file_bytes - kept_bytes - sum(r.bytes for r in rows),
+        kept_bytes=kept_bytes,
+        block_weights=weights,
+        stored_bits_per_weight=bits.total / weights if weights else 0.0,
+    )
