@@ -8,7 +8,7 @@ from typing import Literal
 from bitwright.artifact.header import DTYPE_NAMES
 from bitwright.artifact.layout import KeptRow, PlanRow, Quantization, Totals, Weight
 from bitwright.bits import Bits, total
-from bitwright.errors import BadInput, WorkFailed
+from bitwright.errors import BadArtifact, BadInput, WorkFailed
 from bitwright.protocols import Format, PlaneSpec
 from bitwright.spec import from_spec
 
@@ -16,11 +16,11 @@ Part = Literal["block", "embedding", "head"]
 
 
 def formats(quantization: Quantization) -> tuple[Format, ...]:
-    """The formats as values; `BadInput` where a spec describes another kind of part."""
+    """The formats as values; `BadArtifact` where a spec describes another kind of part."""
     found = tuple(from_spec(spec) for spec in quantization.formats)
     for spec, value in zip(quantization.formats, found, strict=True):
         if not isinstance(value, Format):
-            raise BadInput(f"{spec.get('kind')!r} is listed as a format and is none: write the artifact again.")
+            raise BadArtifact(f"{spec.get('kind')!r} is listed as a format and is none: write the artifact again.")
     return found
 
 

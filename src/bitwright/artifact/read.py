@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,11 +35,10 @@ from bitwright.artifact.layout import (
     parse_json,
 )
 from bitwright.artifact.plan import formats, plan_rows, planes
-from bitwright.errors import BadArtifact, BitwrightError, UnknownName
+from bitwright.errors import BadArtifact, BadField, UnknownName
 from bitwright.protocols import Format, Planes, PlaneSpec, QTensor
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
-MOST_WEIGHTS_PER_BYTE = 64  # far below any format; stops a small file from claiming a huge weight
 
 
 class TensorFile:
@@ -218,19 +216,17 @@ def _matched(
 ) -> tuple[tuple[Format, ...], list[str]]:
     """The formats, and the names of tensors that are not planes; every plane must be there and as it should be."""
     where = f"quantization_config of {folder / CONFIG}"
-    size = sum(spec.bytes for spec in stored.values())
-    if any(prod(w.shape) > MOST_WEIGHTS_PER_BYTE * size for w in quantization.weights):
-        raise BadArtifact(f"{where} claims weights far larger than the files: copy the artifact again.")
+    expected: set[str] = set()
     try:
         known = formats(quantization)
-        expected = {k: v for w in quantization.weights for k, v in planes(w, known[w.format]).items()}
-    except (BitwrightError, RecursionError) as error:
+        for w in quantization.weights:
+            own = planes(w, known[w.format])
+            _check_planes(folder, own, stored)
+            expected |= own.keys()
+    except RecursionError:
+        raise BadArtifact(f"{where} nests formats without end: do not use it.") from None
+    except (UnknownName, BadField) as error:
         raise BadArtifact(f"{where} cannot be used: {error}") from None
-    for name, spec in expected.items():
-        if name not in stored:
-            raise BadArtifact(f"{folder}: the plane {name!r} is missing: copy the artifact again.")
-        if stored[name] != spec:
-            raise BadArtifact(f"{folder}: {name!r} is {_told(stored[name])}, but its format needs {_told(spec)}.")
     kept = [name for name in stored if name not in expected]
     modules = {w.name for w in quantization.weights}
     for name in kept:
@@ -241,6 +237,15 @@ def _matched(
         if f"{tied}.weight" in stored or not (to in modules or f"{to}.weight" in stored):
             raise BadArtifact(f"{where} ties {tied!r} to {to!r}, which the tensors contradict: write it again.")
     return known, kept
+
+
+def _check_planes(folder: Path, own: Mapping[str, PlaneSpec], stored: Mapping[str, PlaneSpec]) -> None:
+    for name, spec in own.items():
+        if name not in stored:
+            raise BadArtifact(f"{folder}: the plane {name!r} is missing: copy the artifact again.")
+        if stored[name] != spec:
+            told = f"is {_told(stored[name])}, but its format needs {_told(spec)}"
+            raise BadArtifact(f"{folder}: {name!r} {told}: write the artifact again.")
 
 
 def _told(spec: PlaneSpec) -> str:
