@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -11,6 +12,35 @@ from torch import Tensor
 from bitwright.errors import WorkFailed
 
 log = logging.getLogger(__name__)
+
+
+class Hessian:
+    """H = (2 / tokens) * sum of x x^T over calibration, float32 [C, C], with its factor computed once.
+
+    `tokens` counts the inputs seen; weights that share their input share the object.
+    """
+
+    def __init__(self, matrix: Tensor, tokens: int) -> None:
+        self.matrix = matrix
+        self.tokens = tokens
+        self._factors: dict[float, Tensor] = {}
+        self._lock = Lock()
+
+    @property
+    def diagonal(self) -> Tensor:
+        """float32 [C]."""
+        return self.matrix.diagonal()
+
+    def factor(self, damping: float) -> Tensor:
+        """U of `inverse_cholesky`, float64."""
+        with self._lock:
+            if damping not in self._factors:
+                self._factors[damping] = inverse_cholesky(self.matrix, damping)[0]
+            return self._factors[damping]
+
+    def error(self, rest: Tensor) -> float:
+        """tr(D H D^T) of a weight difference D [R, C]: the rise of the layer's squared output error."""
+        return float(((rest @ self.matrix) * rest).sum(dtype=torch.float64))
 
 
 def inverse_cholesky(hessian: Tensor, damping: float = 0.01) -> tuple[Tensor, float]:

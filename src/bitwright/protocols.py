@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitwright.bits import Bits
+from bitwright.linalg import Hessian
 
 Planes = dict[str, Tensor]
 """Stored tensors of one weight by role: "weight" (codes), "scales", "mins", "mask", ..."""
@@ -212,8 +213,8 @@ class Solver(Protocol):
     kind: ClassVar[str]
     needs_hessian: ClassVar[bool]
 
-    def solve(self, w: Tensor, fmt: Format, hessian: Tensor | None) -> QTensor:
-        """`w` float32 [R, C]; `hessian` [C, C], not damped, or None where no statistics exist."""
+    def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
+        """`w` float32 [R, C]; `hessian` of its inputs, None where there are no statistics."""
         ...
 
 

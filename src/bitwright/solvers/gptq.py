@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitwright.errors import BadField
 from bitwright.groups import columns_of, groups, join
-from bitwright.linalg import inverse_cholesky
+from bitwright.linalg import Hessian
 from bitwright.protocols import ColumnStats, Format, Params, QTensor
 
 
@@ -34,17 +34,15 @@ class Gptq:
         if self.block < 1:
             raise BadField(self, "block", self.block, "give a positive number of columns")
 
-    def solve(self, w: Tensor, fmt: Format, hessian: Tensor | None) -> QTensor:
-        """Codes that keep the layer's output; without a Hessian all inputs count alike and none are correlated."""
-        h = torch.eye(w.shape[1]) if hessian is None else hessian
-        u, _ = inverse_cholesky(h, self.damping)
-        dead = h.diagonal() == 0
-        w = w.masked_fill(dead, 0.0)
+    def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
+        """Codes that keep the layer's output; without statistics all inputs count alike and none are correlated."""
+        h = hessian or Hessian(torch.eye(w.shape[1]), 0)
+        u = h.factor(self.damping)
+        dead = h.diagonal == 0
         # Dead inputs must not vanish from a fit that has nothing else to go by.
-        curvature = h.diagonal().float()
-        curvature = curvature + 1e-4 * curvature.mean() + (1.0 if bool(dead.all()) else 0.0)
-        stats = ColumnStats(curvature, u.diagonal().float())
-        codes, params, _ = gptq(w, u.to(w.dtype), fmt, stats, self.block, self.weighted)
+        floor = 1e-4 * h.diagonal.mean() if not bool(dead.all()) else 1.0
+        stats = ColumnStats(h.diagonal + floor, u.diagonal().float())
+        codes, params, _ = gptq(w.masked_fill(dead, 0.0), u.to(w.dtype), fmt, stats, self.block, self.weighted)
         return QTensor(fmt, (w.shape[0], w.shape[1]), fmt.pack(codes, params))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitwright.groups import columns_of, groups, join
-from bitwright.linalg import inverse_cholesky
+from bitwright.linalg import Hessian
 from bitwright.protocols import ColumnStats, Format, QTensor
 
 
@@ -21,7 +21,7 @@ class Rtn:
     needs_hessian: ClassVar[bool] = False
     weighted: bool = False
 
-    def solve(self, w: Tensor, fmt: Format, hessian: Tensor | None) -> QTensor:
+    def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """Nearest codes."""
         stats = ColumnStats.flat(w.shape[1]) if hessian is None else column_stats(hessian)
         importance = stats.h if self.weighted else torch.ones_like(stats.h)
@@ -34,6 +34,6 @@ class Rtn:
         return QTensor(fmt, shape, fmt.pack(torch.cat(codes, dim=1), join(params)))
 
 
-def column_stats(hessian: Tensor) -> ColumnStats:
+def column_stats(hessian: Hessian) -> ColumnStats:
     """Diagonals of the Hessian and of its inverse Cholesky factor."""
-    return ColumnStats(hessian.diagonal().float(), inverse_cholesky(hessian)[0].diagonal().float())
+    return ColumnStats(hessian.diagonal, hessian.factor(0.01).diagonal().float())

@@ -1,0 +1,5 @@
+"""`python -m bitwright`."""
+
+from bitwright.cli.app import main
+
+main()

@@ -1,0 +1,101 @@
+"""Memory and time of a job, before it starts."""
+
+from __future__ import annotations
+
+import time
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+
+from bitwright.engine.job import Job
+from bitwright.engine.plan import Plan
+from bitwright.engine.workers import cores
+from bitwright.errors import Refused
+from bitwright.solvers.gptq import Gptq
+from bitwright.linalg import Hessian
+
+if TYPE_CHECKING:
+    from bitwright.models.source import Source
+    from bitwright.models.structure import Structure
+
+BATCH = 4  # sequences that run through a block together
+PASSES = 2.2  # runs through a block: once up to each wave, once to its end
+
+
+def peak_bytes(job: Job, structure: Structure, batch: int) -> int:
+    """Memory that a job needs beside the imported libraries: a block, its Hessian and factors, activations.
+
+    Calibration activations between blocks and the source's weights are mapped files and do not count.
+    """
+    threads = job.threads or cores()
+    shapes = [shape for _, shape in structure.weights()]
+    blocks = max(1, len(structure.waves))
+    block = 4 * sum(prod(shape) for shape in shapes) // blocks
+    columns = max(shape[-1] for shape in shapes)
+    # grams of the tasks under way and waiting, their float64 sum, and three float64 matrices of the factorisation
+    curvature = columns**2 * (4 * (threads + 2) + 8 + 3 * 8)
+    widest = sum(shape[-1] + shape[-2] for shape in shapes) // blocks
+    activations = 4 * threads * batch * job.length * widest
+    solving = 6 * 4 * max(shape[-1] * shape[-2] for shape in shapes) * min(threads, 2)
+    return block + max(curvature + activations, curvature + solving)
+
+
+def batch_for(job: Job, structure: Structure) -> int:
+    """The most sequences, up to 4, that keep to `max_memory`."""
+    if job.max_memory is None:
+        return BATCH
+    for batch in (BATCH, 2, 1):
+        if peak_bytes(job, structure, batch) <= job.max_memory:
+            return batch
+    need = peak_bytes(job, structure, 1)
+    raise Refused(
+        f"one block of this model needs about {need / 1e6:.0f} MB, more than --max-memory "
+        f"{job.max_memory / 1e6:.0f} MB: raise it, or give a smaller --length or --threads."
+    )
+
+
+def seconds(job: Job, plan: Plan, structure: Structure) -> float:
+    """Rough duration from a probe of this machine: matrix products and one small solved layer."""
+    threads = job.threads or cores()
+    weights = sum(prod(shape) for _, shape in structure.weights())
+    solver = plan.recipe.solver
+    rate = _products_per_second()
+    forward = PASSES * weights * job.tokens / rate / threads if solver.needs_hessian else 0.0
+    grams = (
+        sum(shape[-1] ** 2 for wave in _waves(structure) for shape in wave[:1]) * job.tokens / rate / threads
+        if solver.needs_hessian
+        else 0.0
+    )
+    per_entry = _solve_seconds(plan) if isinstance(solver, Gptq) else 2e-8
+    return forward + grams + weights * per_entry / min(threads, 2) + 10.0
+
+
+def _waves(structure: Structure) -> list[list[tuple[int, ...]]]:
+    shapes = dict(structure.weights())
+    return [
+        [shapes[f"{structure.blocks}.{index}.{name}"] for name in wave]
+        for index, waves in enumerate(structure.waves)
+        for wave in waves
+    ]
+
+
+def _products_per_second() -> float:
+    """Multiply-adds a second of one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    x = torch.ones(512, 512)
+    began = time.perf_counter()
+    for _ in range(8):
+        x @ x
+    took = time.perf_counter() - began
+    torch.set_num_threads(before)
+    return float(8 * 512**3 / took)
+
+
+def _solve_seconds(plan: Plan) -> float:
+    """Seconds a weight of the recipe's own solver on a small layer."""
+    w = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    began = time.perf_counter()
+    plan.recipe.solver.solve(w, plan.recipe.format, Hessian(torch.eye(256), 256))
+    return (time.perf_counter() - began) / w.numel()

@@ -1,0 +1,26 @@
+"""What the user asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Job(BaseModel):
+    """One `bitwright quantize`. Everything that decides the bytes of the result joins its fingerprint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    out: Path
+    recipe: str = "gptq"
+    bits: float | None = Field(default=None, gt=0)
+    target_bytes: int | None = Field(default=None, gt=0)
+    settings: dict[str, str] = {}
+    data: Path | None = None  # None: the model's own samples
+    tokens: int = Field(default=20_480, gt=0)
+    length: int = Field(default=512, gt=1)
+    seed: int = 0
+    max_memory: int | None = Field(default=None, gt=0)  # bytes
+    threads: int | None = Field(default=None, gt=0)  # changes the speed, never the result

@@ -1,0 +1,147 @@
+"""What will be made: every weight, its format and its exact bytes, before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright.artifact.layout import Calibration, Origin, Quantization, RecipeRow, Weight
+from bitwright.artifact.plan import Part, plan_rows, totals
+from bitwright.artifact.write import Contents, predicted_bytes
+from bitwright.bits import Bits, total
+from bitwright.engine import settings
+from bitwright.engine.job import Job
+from bitwright.errors import Refused
+from bitwright.protocols import Format, PlaneSpec, Recipe
+from bitwright.spec import to_spec
+
+if TYPE_CHECKING:
+    from bitwright.models.source import Source
+    from bitwright.models.structure import Structure
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides an artifact except its codes."""
+
+    recipe: Recipe
+    caution: str | None
+    contents: Contents
+    formats: dict[str, Format]  # weight name -> format, in order of use
+
+    @property
+    def file_bytes(self) -> int:
+        """Exact size of all safetensors files."""
+        return predicted_bytes(self.contents.shards())
+
+    @property
+    def bits(self) -> Bits:
+        """Stored bits of the block linears."""
+        rows = plan_rows(self.contents.quantization, self.contents.parts)
+        return total(Bits(**row.bits) for row in rows if row.part == "block")
+
+    @property
+    def stored_bits_per_weight(self) -> float:
+        """Of the block linears, everything counted."""
+        rows = plan_rows(self.contents.quantization, self.contents.parts)
+        return totals(rows, self.contents.kept, self.file_bytes).stored_bits_per_weight
+
+    def signed(self, origin: Origin) -> Plan:
+        """The same plan with its origin known."""
+        return replace(self, contents=replace(self.contents, origin=origin))
+
+
+def make_plan(job: Job, source: Source, structure: Structure) -> Plan:
+    """The plan of a job; `--target-size` is met by the most bits that fit."""
+    shapes = [matrix for _, shape in structure.weights() for matrix in [(shape[-2], shape[-1])] * _count(shape)]
+
+    def at(bits: float | None) -> Plan:
+        recipe, caution = settings.choose(job.recipe, job.settings, bits, shapes)
+        return _planned(recipe, caution, source, structure, job.settings)
+
+    if job.target_bytes is None:
+        return at(job.bits)
+    return _largest(job.target_bytes, at)
+
+
+def _largest(target: int, at: Any) -> Plan:
+    """Bisection over hundredths of a bit; recipes refuse what they cannot reach."""
+    best: Plan | None = None
+    least: int | None = None
+    low, high = 100, 850
+    while low <= high:
+        middle = (low + high) // 2
+        try:
+            plan = at(middle / 100)
+        except Refused as refusal:
+            if "too few" in str(refusal):
+                low = middle + 1
+            else:
+                high = middle - 1
+            continue
+        least = plan.file_bytes if least is None else min(least, plan.file_bytes)
+        if plan.file_bytes <= target:
+            best, low = plan, middle + 1
+        else:
+            high = middle - 1
+    if best is None:
+        told = f"the smallest file is {least / 1e6:.1f} MB" if least else "no setting fits"
+        raise Refused(
+            f"a file of {target / 1e6:.1f} MB cannot be reached with this recipe: {told}; "
+            "choose a recipe with fewer bits or fewer bits for the embedding (--set embedding.bits_per_code=4)."
+        )
+    return best
+
+
+def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Structure, asked: dict[str, str]) -> Plan:
+    formats: dict[str, Format] = {}
+    weights: list[tuple[str, tuple[int, ...], Format]] = []
+    parts: dict[str, Part] = {}
+    tied: tuple[tuple[str, str], ...] = ()
+    if recipe.embedding is not None:
+        weights.append((structure.embedding, source.shape(structure.embedding + ".weight"), recipe.embedding))
+        parts[structure.embedding] = "embedding"
+        if structure.tied and structure.head:
+            tied = ((structure.head, structure.embedding),)
+    for name, shape in structure.weights():
+        fmt = recipe.format_of(name)
+        if fmt is not None:
+            weights.append((name, shape, fmt))
+    if recipe.embedding is not None and structure.head and not structure.tied:
+        weights.append((structure.head, source.shape(structure.head + ".weight"), recipe.embedding))
+        parts[structure.head] = "head"
+    formats = {name: fmt for name, _, fmt in weights}
+    distinct = list(dict.fromkeys(formats.values()))
+    quantization = Quantization(
+        formats=tuple(to_spec(fmt) for fmt in distinct),
+        weights=tuple(Weight(name=n, format=distinct.index(f), shape=tuple(s)) for n, s, f in weights),
+        tied=tied,
+    )
+    stored = {n + ".weight" for n, _, _ in weights} | {n for n, shape, _ in weights if len(shape) == 3}
+    kept = {}
+    for name in source.names():
+        if name not in stored:
+            kept[name] = PlaneSpec(source.dtype(name), tuple(source.shape(name)))
+    origin = Origin(
+        bitwright=_version(),
+        recipe=RecipeRow(name=recipe.name, settings=dict(asked), spec=to_spec(recipe)),
+        fingerprint="",
+    )
+    config = source.config.to_dict()
+    return Plan(recipe, caution, Contents(config, quantization, kept, origin, parts), formats)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) == 3 else 1
+
+
+def _version() -> str:
+    from bitwright import __version__
+
+    return __version__
+
+
+def calibration_row(data: Path | None, sha256: str, tokens: int) -> Calibration:
+    """How the manifest names the calibration text."""
+    return Calibration(data=data.name if data else "own samples", sha256=sha256, tokens=tokens)

@@ -1,0 +1,215 @@
+"""The whole job: plan, calibrate, quantize, write, verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bitwright.artifact.folder import draft, lock, require_free
+from bitwright.artifact.layout import Calibration, Manifest, Origin
+from bitwright.artifact.plan import formats
+from bitwright.artifact.write import write_artifact, write_manifest
+from bitwright.engine.estimate import batch_for
+from bitwright.engine.job import Job
+from bitwright.engine.journal import Journal
+from bitwright.engine.plan import Plan, make_plan
+from bitwright.engine.quantize import Progress, Run
+from bitwright.engine.verify import PROMPT, fixed_logits, same_when_reopened
+from bitwright.engine.workers import Workers
+from bitwright.errors import Refused, WorkFailed
+from bitwright.models.skeleton import record_calls, skeleton
+from bitwright.models.source import open_source
+from bitwright.models.structure import infer
+from bitwright.runtime.load import assemble
+from bitwright.spec import to_spec
+
+if TYPE_CHECKING:
+    from bitwright.models.source import Source
+    from bitwright.models.structure import Structure
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job made."""
+
+    manifest: Manifest
+    seconds: float
+    errors: dict[str, float]  # relative output error of each block linear
+    unseen: tuple[str, ...]  # experts that no calibration token reached
+
+
+def prepare(job: Job) -> tuple[Source, Structure, Plan]:
+    """Everything that can be known without work; all refusals of settings happen here."""
+    source = open_source(job.model)
+    structure = infer(source.config)
+    return source, structure, make_plan(job, source, structure)
+
+
+def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Result:
+    """Carry out a job; the same call after an interruption goes on where it was, to the same bytes."""
+    began = time.monotonic()
+    require_free(job.out)
+    with lock(job.out):
+        source, structure, plan = prepare(job)
+        batch = batch_for(job, structure)
+        progress("calibration text", 0, 1)
+        ids, row = _calibration(job, source, plan)
+        identity = _identity(job, source, plan, row, batch)
+        journal = Journal(job.out, identity)
+        plan = plan.signed(_origin(plan, source, row, journal.fingerprint, job))
+        with Workers(job.threads) as workers:
+            run = _start(plan, source, structure, journal, workers, ids, batch, progress)
+            run.blocks()
+            run.tables()
+        progress("writing", 0, 1)
+        tensor = _stored(plan, source, structure, journal)
+        with draft(job.out) as folder:
+            manifest = write_artifact(folder, plan.contents, tensor, source.save_companions)
+            progress("verifying", 0, 1)
+            manifest = _verify(folder, plan, tensor, manifest)
+            write_manifest(folder, manifest)
+        errors = _errors(structure, journal)
+        journal.remove()
+    return Result(manifest, time.monotonic() - began, errors, tuple(run.unseen))
+
+
+def _calibration(job: Job, source: Source, plan: Plan) -> tuple[Tensor | None, Calibration | None]:
+    """Token ids [S, T] and how the manifest names them; nothing for a solver that needs no data."""
+    from bitwright.calibrate import tokens
+
+    if not plan.recipe.solver.needs_hessian:
+        return None, None
+    count = max(1, job.tokens // job.length)
+    if job.data is not None:
+        documents = tokens.read_text(job.data)
+        ids = tokens.windows(source.tokenizer(), documents, job.length, count, job.seed)
+        name = job.data.name
+    else:
+        _refuse_sampling(job, source)
+        key = f"samples-{source.digest()[:16]}-{count}x{job.length}-{job.seed}"
+        ids = tokens.cached_tokens(tokens.cache_folder(), key, lambda: _samples(job, source, count))
+        name = "the model's own samples"
+    return ids, Calibration(data=name, sha256=tokens.token_hash(ids), tokens=ids.numel())
+
+
+def _refuse_sampling(job: Job, source: Source) -> None:
+    size = 4 * sum(prod(source.shape(name)) for name in source.names())
+    if job.max_memory is not None and size > job.max_memory:
+        raise Refused(
+            f"sampling calibration text from the model itself needs it in memory ({size / 1e6:.0f} MB, more than "
+            f"--max-memory {job.max_memory / 1e6:.0f} MB): give a text with --data."
+        )
+
+
+def _samples(job: Job, source: Source, count: int) -> Tensor:
+    from bitwright.calibrate.tokens import self_samples
+    from bitwright.runtime.load import load_float
+
+    model = load_float(job.model)
+    return self_samples(model, source.tokenizer(), tokens=count * job.length, length=job.length, seed=job.seed)
+
+
+def _identity(job: Job, source: Source, plan: Plan, row: Calibration | None, batch: int) -> dict[str, Any]:
+    """Everything that decides the bytes of the result."""
+    return {
+        "bitwright": plan.contents.origin.bitwright,
+        "torch": torch.__version__,
+        "model": source.digest(),
+        "quantization": plan.contents.quantization.model_dump(mode="json")["weights"],
+        "recipe": to_spec(plan.recipe),
+        "calibration": row.model_dump(mode="json") if row else None,
+        "batch": batch,
+        "seed": job.seed,
+    }
+
+
+def _origin(plan: Plan, source: Source, row: Calibration | None, fingerprint: str, job: Job) -> Origin:
+    return plan.contents.origin.model_copy(
+        update={
+            "calibration": row,
+            "lineage": source.lineage(),
+            "seeds": {"calibration": job.seed},
+            "fingerprint": fingerprint,
+        }
+    )
+
+
+def _start(
+    plan: Plan,
+    source: Source,
+    structure: Structure,
+    journal: Journal,
+    workers: Workers,
+    ids: Tensor | None,
+    batch: int,
+    progress: Progress,
+) -> Run:
+    """Inputs of the first block, in a mapped file, and the arguments that the model gives each block."""
+    model = skeleton(source.config)
+    if ids is None:
+        return Run(plan, source, structure, model, journal, workers, torch.empty(0), [], batch, progress)
+    hidden = None
+    for start in range(0, len(ids), batch):
+        part, calls = record_calls(model, source, structure, ids[start : start + batch])
+        if hidden is None:
+            shape = (len(ids), *part.shape[1:])
+            store = journal.folder / "hidden.bin"
+            hidden = torch.from_file(str(store), shared=True, size=prod(shape), dtype=torch.float32).view(shape)
+        hidden[start : start + batch] = part
+    assert hidden is not None
+    return Run(plan, source, structure, model, journal, workers, hidden, calls, batch, progress)
+
+
+def _stored(plan: Plan, source: Source, structure: Structure, journal: Journal) -> Callable[[str], Tensor]:
+    """Tensors of the artifact by name: finished parts of the journal, and what stays as the source has it."""
+    kept = plan.contents.kept
+
+    def read(name: str) -> Tensor:
+        if name in kept:
+            return source.tensor(name)
+        weight = name.rpartition(".")[0]
+        if weight in plan.contents.parts:
+            part = weight.replace(".", "-")
+        else:
+            index = int(weight.removeprefix(structure.blocks + ".").split(".")[0])
+            part = f"block-{index:05}"
+        found = journal.get(part)
+        if found is None:
+            raise WorkFailed(f"{journal.folder} lost the part {part} while it was used: run the same command again.")
+        return found[name]
+
+    return cache(read)
+
+
+def _verify(folder: Path, plan: Plan, tensor: Callable[[str], Tensor], manifest: Manifest) -> Manifest:
+    """Reopen in a fresh process; record what was compared."""
+    contents = plan.contents
+    model = assemble(
+        contents.config, contents.quantization, formats(contents.quantization), tensor, tuple(contents.kept)
+    )
+    logits = fixed_logits(model, int(model.config.get_text_config().vocab_size))
+    if not bool(logits.isfinite().all()):
+        raise WorkFailed("the quantized model gives non-finite logits: its weights are damaged.")
+    same_when_reopened(folder, logits)
+    checked = {
+        "logits": "equal in a fresh process",
+        "prompt_tokens": PROMPT,
+        "predicted_bytes": plan.file_bytes,
+        "file_bytes": manifest.totals.file_bytes,
+    }
+    return manifest.model_copy(update={"verification": checked})
+
+
+def _errors(structure: Structure, journal: Journal) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for index in range(len(structure.waves)):
+        found |= journal.notes(f"block-{index:05}")["errors"]
+    return found

@@ -1,0 +1,130 @@
+"""From a folder to an ordinary `nn.Module`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import BadArtifact
+from bitwright.protocols import Format
+from bitwright.runtime.linear import Activations, QEmbedding, QExperts, QLinear, TiedHead, set_activations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from transformers import PreTrainedModel
+
+    from bitwright.artifact.layout import Quantization
+    from bitwright.artifact.read import Artifact
+
+
+def load(path: str | Path, activations: Activations = "int8") -> PreTrainedModel:
+    """The model of a bitwright folder, its weights packed and mapped, in eval mode.
+
+    `activations` "int8" is what kernels compute; "float" multiplies by decoded weights.
+    """
+    from bitwright.artifact.read import open_artifact
+
+    artifact = open_artifact(Path(path))
+    model = assemble(artifact.config, artifact.quantization, artifact.formats, artifact.tensor, artifact.kept)
+    set_activations(model, activations)
+    _generation_config(model, artifact)
+    return model
+
+
+def load_float(model: str) -> PreTrainedModel:
+    """The float model of a source (folder, GGUF file, packaged name), float32, in eval mode."""
+    from bitwright.models.skeleton import materialise, skeleton
+    from bitwright.models.source import open_source
+
+    source = open_source(model)
+    module = skeleton(source.config)
+    materialise(module, source, "")
+    return module
+
+
+def assemble(
+    config: Mapping[str, Any],
+    quantization: Quantization,
+    formats: tuple[Format, ...],
+    tensor: Callable[[str], Tensor],
+    kept: tuple[str, ...],
+) -> PreTrainedModel:
+    """A model from its config and stored tensors, wherever those come from."""
+    from bitwright.models.config import from_dict
+    from bitwright.models.skeleton import skeleton
+
+    model = skeleton(from_dict(config))
+    install(model, quantization, formats)
+    for weight in quantization.weights:
+        module = model.get_submodule(weight.name)
+        assert isinstance(module, QLinear | QEmbedding | QExperts)
+        planes = formats[weight.format].planes(weight.matrix)
+        module.fill({role: tensor(f"{weight.name}.{role}") for role in planes})
+    for name in kept:
+        place(model, name, tensor(name))
+    left = [name for name, value in model.state_dict(keep_vars=True).items() if value.is_meta]
+    if left:
+        raise BadArtifact(f"the artifact holds no {left[0]} ({len(left)} tensors missing): write it again.")
+    return model
+
+
+def install(model: nn.Module, quantization: Quantization, formats: tuple[Format, ...]) -> None:
+    """Replace the modules that `quantization` names by packed ones with empty planes on the meta device."""
+    with torch.device("meta"):
+        for weight in quantization.weights:
+            parent, leaf = _parent(model, weight.name)
+            old = getattr(parent, leaf)
+            new: nn.Module
+            if len(weight.shape) == 3:
+                new = QExperts(formats[weight.format], (weight.shape[0], *weight.matrix))
+                parent._parameters.pop(leaf, None)
+            elif isinstance(old, nn.Embedding):
+                new = QEmbedding(formats[weight.format], weight.matrix, _embedding_scale(old))
+            else:
+                new = QLinear(formats[weight.format], weight.matrix, getattr(old, "bias", None) is not None)
+            setattr(parent, leaf, new)
+    for head, table in quantization.tied:
+        embedding = model.get_submodule(table)
+        assert isinstance(embedding, QEmbedding)
+        parent, leaf = _parent(model, head)
+        setattr(parent, leaf, TiedHead(embedding))
+    if quantization.tied:
+        model._tied_weights_keys = {}  # type: ignore[assignment]  # nothing is left for transformers to tie
+
+
+def place(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put a kept tensor into its parameter or buffer, in float32 if it is a float."""
+    parent, leaf = _parent(model, name)
+    value = value.float() if value.is_floating_point() else value
+    if leaf in parent._parameters:
+        parent._parameters[leaf] = nn.Parameter(value.clone(), requires_grad=False)
+    elif leaf in parent._buffers:
+        parent._buffers[leaf] = value.clone()
+    else:
+        raise BadArtifact(f"the artifact holds {name}, which the model has no place for.")
+
+
+def _parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    try:
+        parent = model.get_submodule(path)
+    except AttributeError:
+        raise BadArtifact(f"the artifact holds {name}, which the model has no place for.") from None
+    return parent, leaf
+
+
+def _embedding_scale(table: nn.Embedding) -> float:
+    """The constant by which some embeddings (Gemma) multiply what they look up."""
+    scale = getattr(table, "embed_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
+def _generation_config(model: PreTrainedModel, artifact: Artifact) -> None:
+    from transformers import GenerationConfig
+
+    if (artifact.path / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(artifact.path)

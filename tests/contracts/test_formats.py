@@ -1,0 +1,119 @@
+"""What every format owes, found by existing: exact bits, stable decoding, any shape, extreme values."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitwright.protocols import Format
+from bitwright.registry import load, names
+from bitwright.runtime.reference import integer_matmul, quantize_activations
+from bitwright.solvers.rtn import Rtn
+from bitwright.spec import from_spec, to_spec
+
+
+def every_format() -> list[Format]:
+    return [fmt for name in names("formats") for fmt in load("formats", name).EXAMPLES]
+
+
+def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+each = pytest.mark.parametrize("fmt", every_format(), ids=repr)
+SHAPES = [(1, 20), (1, 1), (5, 33), (16, 576), (17, 20), (33, 300)]
+
+
+@each
+@given(rows=st.integers(1, 40), columns=st.integers(1, 300))
+@settings(max_examples=15, deadline=None)
+def test_predicted_bits_are_stored_bits(fmt: Format, rows: int, columns: int) -> None:
+    planes = Rtn().solve(matrix(rows, columns), fmt, None).planes
+    specs = fmt.planes((rows, columns))
+    assert {k: (v.dtype, tuple(v.shape)) for k, v in planes.items()} == {
+        k: (s.dtype, s.shape) for k, s in specs.items()
+    }
+    bits = fmt.bits((rows, columns))
+    assert bits.total == 8 * sum(plane.nbytes for plane in planes.values())
+    assert all(part >= 0 for part in bits.named().values())
+
+
+@each
+@pytest.mark.parametrize("shape", SHAPES)
+def test_unpack_inverts_pack(fmt: Format, shape: tuple[int, int]) -> None:
+    q = Rtn().solve(matrix(*shape), fmt, None)
+    codes, params = fmt.unpack(q.planes, shape)
+    again = fmt.pack(codes, params)
+    assert all(torch.equal(again[role], plane) for role, plane in q.planes.items())
+
+
+@each
+def test_decoding_is_stable_under_the_same_parameters(fmt: Format) -> None:
+    from bitwright.groups import per_column
+
+    q = Rtn().solve(matrix(24, 200), fmt, None)
+    codes, params = fmt.unpack(q.planes, (24, 200))
+    spread = per_column(params, fmt.group, 200)
+    decoded = fmt.decode(codes, spread)
+    assert torch.equal(fmt.decode(fmt.encode(decoded, spread), spread), decoded)
+
+
+@each
+def test_encode_chooses_no_worse_than_any_other_code(fmt: Format) -> None:
+    """A code drawn at random never comes nearer than the one chosen."""
+    from bitwright.groups import per_column
+
+    w = matrix(16, 96)
+    q = Rtn().solve(w, fmt, None)
+    codes, params = fmt.unpack(q.planes, (16, 96))
+    spread = per_column(params, fmt.group, 96)
+    chosen = (fmt.decode(codes, spread) - w).abs()
+    for seed in range(5):
+        other = codes[:, torch.randperm(96, generator=torch.Generator().manual_seed(seed))]
+        same_kind = (other >> 8 > 0) == (codes >> 8 > 0)  # a salient entry cannot become an ordinary one
+        distance = (fmt.decode(other, spread) - w).abs()
+        assert bool((chosen <= distance + 1e-4 * w.abs().max())[same_kind].all())
+
+
+@each
+def test_all_zero_groups_decode_to_zero(fmt: Format) -> None:
+    w = matrix(8, 260)
+    w[3] = 0.0
+    w[:, 128:] = 0.0
+    decoded = Rtn().solve(w, fmt, None).dequantize()
+    assert torch.isfinite(decoded).all()
+    assert torch.equal(decoded[3], torch.zeros(260)) or decoded[3].abs().max() < 1e-3
+    assert torch.equal(Rtn().solve(torch.zeros(8, 96), fmt, None).dequantize(), torch.zeros(8, 96))
+
+
+@each
+@pytest.mark.parametrize("scale", [1e30, 1e-30, 65504.0, 6e-8])
+def test_huge_and_tiny_values_stay_finite(fmt: Format, scale: float) -> None:
+    decoded = Rtn().solve(matrix(8, 96) * scale, fmt, None).dequantize()
+    assert torch.isfinite(decoded).all()
+
+
+@each
+def test_rows_are_the_rows_of_the_whole(fmt: Format) -> None:
+    q = Rtn().solve(matrix(50, 100), fmt, None)
+    ids = torch.tensor([3, 49, 0, 3, 17])
+    assert torch.equal(fmt.rows(q.planes, ids, (50, 100)), q.dequantize()[ids])
+
+
+@each
+def test_spec_round_trip(fmt: Format) -> None:
+    assert from_spec(to_spec(fmt)) == fmt
+
+
+@each
+def test_integer_arithmetic_is_the_product_of_decoded_weights(fmt: Format) -> None:
+    """The terms that kernels see add up to the decoded matrix."""
+    shape = (40, 200)
+    q = Rtn().solve(matrix(*shape), fmt, None)
+    term = fmt.terms(q.planes, shape)[0]
+    x = matrix(3, 200, seed=1)
+    codes, scales = quantize_activations(x, term.activation_group)
+    spread = scales.repeat_interleave(term.activation_group, dim=1)[:, :200]
+    expected = (codes * spread).double() @ q.dequantize().double().t()
+    found = integer_matmul(x, fmt.operands(q.planes, shape), term.activation_group).double()
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -1,0 +1,117 @@
+"""What the solvers owe for every format, and what GPTQ owes in particular (its specification's own checks)."""
+
+import pytest
+import torch
+
+from bitwright.groups import per_column
+from bitwright.linalg import Hessian, inverse_cholesky
+from bitwright.protocols import ColumnStats, Format
+from bitwright.registry import load, names
+from bitwright.solvers.gptq import Gptq, gptq
+from bitwright.solvers.rtn import Rtn
+
+
+def every_format() -> list[Format]:
+    return [fmt for name in names("formats") for fmt in load("formats", name).EXAMPLES]
+
+
+each = pytest.mark.parametrize("fmt", every_format(), ids=repr)
+
+
+def problem(rows: int = 24, columns: int = 150, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and a correlated Hessian, float64."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, dtype=torch.float64, generator=g)
+    x = torch.randn(400, columns, dtype=torch.float64, generator=g) @ mix
+    x[:, 3] *= 6
+    return torch.randn(rows, columns, dtype=torch.float64, generator=g), 2 / 400 * x.T @ x
+
+
+@each
+def test_errors_explain_the_difference_for_any_block(fmt: Format) -> None:
+    """W - Q = E U and sum E^2 = tr(D H D^T) with the damped H, and the block size changes no code."""
+    w, h = problem()
+    u, damping = inverse_cholesky(h)
+    damped = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
+    stats = ColumnStats(h.diagonal().float(), u.diagonal().float())
+    first = None
+    for block in (1, 16, 64, 150):
+        codes, params, errors = gptq(w, u, fmt, stats, block)
+        d = w - fmt.decode(codes, per_column(params, fmt.group, 150)).double()
+        assert (d - errors @ u).abs().max() < 1e-9
+        loss = torch.trace(d @ damped @ d.T)
+        assert abs(float((errors**2).sum() - loss)) < 1e-9 * float(loss)
+        first = codes if first is None else first
+        assert torch.equal(codes, first)
+
+
+@each
+def test_diagonal_hessian_gives_rounding(fmt: Format) -> None:
+    w = torch.randn(16, 96, generator=torch.Generator().manual_seed(0))
+    h = Hessian(torch.diag(torch.linspace(1.0, 1.0, 96)), 100)
+    compensated = Gptq(weighted=False).solve(w, fmt, h)
+    rounded = Rtn().solve(w, fmt, h)
+    assert all(torch.equal(compensated.planes[role], plane) for role, plane in rounded.planes.items())
+
+
+@each
+def test_gptq_beats_rounding_on_correlated_inputs(fmt: Format) -> None:
+    w, h = problem()
+    hessian = Hessian(h.float(), 400)
+    if "Integer(bits_per_code=1" in repr(fmt):
+        pytest.skip("min-max at one bit is no quantizer worth comparing")
+    solved = Gptq().solve(w.float(), fmt, hessian).dequantize()
+    rounded = Rtn().solve(w.float(), fmt, hessian).dequantize()
+    assert hessian.error(solved - w.float()) < hessian.error(rounded - w.float())
+
+
+def test_factor_diagonal_is_the_conditional_curvature() -> None:
+    """U_jj^2 is the first entry of the inverse of H[j:, j:]."""
+    _, h = problem(columns=20)
+    u, damping = inverse_cholesky(h)
+    damped = h + damping * h.diagonal().mean() * torch.eye(20, dtype=torch.float64)
+    for j in range(20):
+        assert abs(float(u[j, j] ** 2 * 1 / torch.linalg.inv(damped[j:, j:])[0, 0]) - 1) < 1e-9
+
+
+def test_equals_the_textbook_update() -> None:
+    """The same codes as optimal brain surgery with explicit inverses, column after column."""
+    from bitwright.formats.integer import Integer
+
+    w, h = problem(rows=8, columns=40)
+    u, damping = inverse_cholesky(h)
+    inverse = torch.linalg.inv(h + damping * h.diagonal().mean() * torch.eye(40, dtype=torch.float64))
+    fmt = Integer(3, None)
+    stats = ColumnStats.flat(40)
+    codes, params, _ = gptq(w, u, fmt, stats)
+    rest = w.clone()
+    for j in range(40):
+        code = fmt.encode(rest[:, j : j + 1], params)
+        assert torch.equal(code[:, 0], codes[:, j])
+        error = (rest[:, j] - fmt.decode(code, params)[:, 0].double()) / inverse[0, 0]
+        rest[:, j:] -= torch.outer(error, inverse[0])
+        inverse = (inverse - torch.outer(inverse[:, 0], inverse[0]) / inverse[0, 0])[1:, 1:]
+
+
+def test_dead_inputs_get_zero_and_singular_hessians_more_damping(caplog: pytest.LogCaptureFixture) -> None:
+    from bitwright.formats.integer import Integer
+
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    x[:, 7] = 0
+    h = Hessian(2 / 5 * x.T @ x, 5)
+    decoded = Gptq().solve(torch.randn(4, 32), Integer(4, 32, "symmetric"), h).dequantize()
+    assert torch.isfinite(decoded).all()
+    assert torch.equal(decoded[:, 7], torch.zeros(4))
+    upper, used = inverse_cholesky(torch.ones(64, 64) * 1e6, damping=1e-18)
+    assert torch.isfinite(upper).all()
+    assert used > 1e-18
+    assert "damping raised" in caplog.text
+
+
+def test_a_grid_that_holds_the_weights_loses_nothing() -> None:
+    from bitwright.formats.integer import Integer
+
+    w = torch.randint(0, 16, (8, 64), generator=torch.Generator().manual_seed(0)).float()
+    w[:, 0], w[:, 1] = 0, 15
+    _, h = problem(columns=64)
+    assert torch.equal(Gptq().solve(w, Integer(4, 64), Hessian(h.float(), 400)).dequantize(), w)
