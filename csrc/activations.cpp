@@ -1,0 +1,109 @@
+#include "activations.h"
+
+#include <algorithm>
+
+#include "team.h"
+
+namespace bitwright {
+namespace {
+
+constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+// Codes of one run kind from rows [tokens][row], whose bytes past the last column are zero.
+void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t row, int tokens, int8_t* out) {
+  for (int g = 0; g < m.groups; g++) {
+    const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(row);
+    const int units = runs.start[g + 1] - runs.start[g];
+    for (int c = runs.first[g] * runs.unit; c < (runs.first[g] + units) * runs.unit; c += 4)
+      for (int t = 0; t < tokens; t++, out += 4) {
+        if (c >= from && c + 4 <= to) std::memcpy(out, rows + t * row + c, 4);
+        else
+          for (int p = 0; p < 4; p++) out[p] = c + p >= from && c + p < to ? rows[t * row + c + p] : int8_t(0);
+      }
+  }
+}
+
+}  // namespace
+
+void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int count) {
+  size_ = 0;
+  for (int done = 0; done < count; size_++) {
+    int tokens = level.tokens;
+    while (tokens > 1 && tokens / 2 >= count - done) tokens /= 2;
+    const int used = std::min(tokens, count - done);
+    fill_block(level, m, x + done * stride, stride, size_, used, tokens);
+    done += used;
+  }
+}
+
+void ActivationBlocks::fill_block(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int b, int used,
+                                  int tokens) {
+  const size_t row = round_up(size_t(m.columns), kVector);
+  if (rows_capacity_ < row * tokens) rows_ = allocate<int8_t>(rows_capacity_ = row * tokens);
+  const size_t floats = round_up(size_t(m.groups) * tokens * sizeof(float), kVector);
+  size_t bytes = 2 * floats;
+  for (int i = 0; i < m.run_kinds; i++)
+    bytes += round_up(size_t(m.runs[i].start[m.groups]) * m.runs[i].unit * tokens, kVector) + kVector;
+  if (capacity_[b] < bytes) buffer_[b] = allocate(capacity_[b] = bytes);
+
+  uint8_t* at = buffer_[b].get();
+  float* scale = reinterpret_cast<float*>(at);
+  float* sum = reinterpret_cast<float*>(at + floats);
+  at += 2 * floats;
+  std::memset(rows_.get(), 0, row * tokens);
+  std::memset(scale, 0, 2 * floats);
+  for (int t = 0; t < used; t++)
+    for (int g = 0; g < m.groups; g++) {
+      const int from = g * m.group;
+      int32_t q_sum;
+      scale[g * tokens + t] = level.quantize(x + t * stride + from, std::min(m.group, m.columns - from),
+                                             rows_.get() + t * row + from, &q_sum);
+      sum[g * tokens + t] = float(q_sum);
+    }
+  Activations& block = blocks_[b];
+  block.tokens = tokens, block.used = used, block.scale = scale, block.sum = sum;
+  for (int i = 0; i < m.run_kinds; i++) {
+    block.codes[i] = reinterpret_cast<int8_t*>(at);
+    interleave(m, m.runs[i], rows_.get(), row, tokens, reinterpret_cast<int8_t*>(at));
+    at += round_up(size_t(m.runs[i].start[m.groups]) * m.runs[i].unit * tokens, kVector) + kVector;
+  }
+}
+
+namespace {
+
+struct Workspace {
+  ActivationBlocks activations;
+  Memory<> scratch;
+  size_t capacity = 0;
+};
+
+void multiply_part(const Kernels& level, const MatrixView& m, const float* x, size_t stride_x, int count, int first, int last,
+                   float* y, size_t stride_y) {
+  static thread_local Workspace space;
+  if (space.capacity < m.scratch) space.scratch = allocate(space.capacity = m.scratch);
+  const int most = kMaxBlocks * level.tokens;
+  for (int t = 0; t < count; t += most) {
+    space.activations.fill(level, m, x + t * stride_x, stride_x, std::min(most, count - t));
+    level.multiply(m, space.activations.blocks(), space.activations.size(), first, last, y + t * stride_y, stride_y,
+                   space.scratch.get());
+  }
+}
+
+}  // namespace
+
+// Many tokens are split by token, few by row: there every thread quantizes for itself, which is cheaper than a barrier.
+void multiply(const Kernels& level, const MatrixView& m, const float* x, size_t stride_x, int count, float* y, size_t stride_y,
+              int threads) {
+  const double work = double(m.rows) * m.columns * count;
+  if (work < 2e5) threads = 1;
+  Team::shared().run(threads, [&](int worker, int workers) {
+    const bool by_token = count >= 2 * level.tokens * workers;
+    const int chunk = by_token ? (count + workers - 1) / workers + level.tokens - 1 : 0;
+    const int share = chunk / level.tokens * level.tokens;
+    const int t0 = by_token ? std::min(worker * share, count) : 0, t1 = by_token ? std::min(t0 + share, count) : count;
+    const int first = by_token ? 0 : m.tiles * worker / workers, last = by_token ? m.tiles : m.tiles * (worker + 1) / workers;
+    if (t0 < t1) multiply_part(level, m, x + t0 * stride_x, stride_x, t1 - t0, first, last, y + t0 * stride_y, stride_y);
+  });
+}
+
+}  // namespace bitwright

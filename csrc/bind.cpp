@@ -1,0 +1,153 @@
+// The Python module `bitwright._core`.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "activations.h"
+#include "dispatch.h"
+#include "matrix.h"
+#include "reference.h"
+#include "team.h"
+
+namespace nb = nanobind;
+
+namespace bitwright {
+namespace {
+
+using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Owned = std::vector<nb::object>;
+
+// The tensor in attribute `name`, of the given type and contiguous; kept alive in `owners`.
+Array array_of(nb::handle term, const char* name, nb::dlpack::dtype type, Owned& owners) {
+  const nb::object value = term.attr(name);
+  if (value.is_none()) return {};
+  nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> a;
+  if (!nb::try_cast(value, a, false))
+    throw nb::type_error((std::string(name) + " must be a contiguous array in main memory").c_str());
+  if (a.dtype() != type) throw nb::type_error((std::string(name) + " has the wrong element type").c_str());
+  owners.push_back(nb::cast(a));
+  Array out;
+  out.data = static_cast<const uint8_t*>(a.data());
+  for (size_t i = 0; i < a.ndim(); i++) out.shape.push_back(a.shape(i));
+  out.bytes = a.nbytes();
+  return out;
+}
+
+TermSource source_of(nb::handle term, Owned& owners) {
+  const auto u8 = nb::dtype<uint8_t>(), i32 = nb::dtype<int32_t>();
+  const nb::dlpack::dtype f16{uint8_t(nb::dlpack::dtype_code::Float), 16, 1};
+  TermSource s;
+  s.activation_group = nb::cast<int>(term.attr("activation_group"));
+  s.scales = array_of(term, "scales", f16, owners), s.mins = array_of(term, "mins", f16, owners);
+  if (nb::hasattr(term, "where")) {
+    s.where = nb::cast<std::string>(term.attr("where"));
+    s.codes = array_of(term, "index", u8, owners), s.values = array_of(term, "values", u8, owners);
+    s.starts = array_of(term, "starts", i32, owners), s.counts = array_of(term, "counts", u8, owners);
+    s.bits = nb::cast<int>(term.attr("bits")), s.block = nb::cast<int>(term.attr("block"));
+    return s;
+  }
+  const nb::object width = term.attr("width");
+  s.base3 = nb::isinstance<nb::str>(width) && nb::cast<std::string>(width) == "base3";
+  if (nb::isinstance<nb::int_>(width)) s.bits = nb::cast<int>(width);
+  s.codes = array_of(term, "codes", u8, owners);
+  s.offset = nb::cast<float>(term.attr("offset"));
+  if (!term.attr("group").is_none()) s.group = nb::cast<int>(term.attr("group"));
+  return s;
+}
+
+class PyMatrix {
+ public:
+  PyMatrix(nb::sequence terms, int rows, int columns, nb::object bias) : owners_(), matrix_(make(terms, rows, columns, bias)) {}
+
+  const Matrix& get() const { return matrix_; }
+
+ private:
+  Matrix make(const nb::sequence& terms, int rows, int columns, const nb::object& bias) {
+    std::vector<TermSource> sources;
+    for (nb::handle term : terms) sources.push_back(source_of(term, owners_));
+    if (bias.is_none()) return Matrix(sources, rows, columns, nullptr);
+    const auto b = nb::cast<nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(bias, false);
+    if (b.shape(0) != size_t(rows)) throw nb::value_error("bias must have one entry a row");
+    return Matrix(sources, rows, columns, b.data());
+  }
+
+  Owned owners_;
+  Matrix matrix_;
+};
+
+template <class T> auto owned_array(Memory<T> memory, std::initializer_list<size_t> shape) {
+  T* data = memory.release();
+  nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
+  return nb::ndarray<nb::numpy, T>(data, shape, owner);
+}
+
+void check_columns(const PyMatrix& m, const Rows& x) {
+  if (x.shape(1) != size_t(m.get().view().columns))
+    throw nb::value_error(("x has " + std::to_string(x.shape(1)) + " columns, the matrix " +
+                           std::to_string(m.get().view().columns)).c_str());
+}
+
+auto matmul(const PyMatrix& m, const Rows& x, int threads) {
+  check_columns(m, x);
+  const MatrixView& view = m.get().view();
+  const size_t count = x.shape(0), rows = size_t(view.rows);
+  Memory<float> y = allocate<float>(count * rows);
+  {
+    nb::gil_scoped_release released;
+    multiply(level(), view, x.data(), x.shape(1), int(count), y.get(), rows, threads > 0 ? threads : allowed_cores());
+  }
+  return owned_array(std::move(y), {count, rows});
+}
+
+auto reference(const PyMatrix& m, const Rows& x) {
+  check_columns(m, x);
+  const size_t count = x.shape(0), rows = size_t(m.get().view().rows);
+  Memory<float> y = allocate<float>(count * rows);
+  reference_multiply(m.get().view(), x.data(), int(count), y.get());
+  return owned_array(std::move(y), {count, rows});
+}
+
+nb::tuple quantize(const Rows& x, int group) {
+  if (group < 1 || group > kMaxGroup) throw nb::value_error("group must be 1 to 32768");
+  const size_t count = x.shape(0), columns = x.shape(1), groups = (columns + group - 1) / group;
+  Memory<int8_t> codes = allocate<int8_t>(count * columns);
+  Memory<float> scale = allocate<float>(count * groups);
+  Memory<int32_t> sum = allocate<int32_t>(count * groups);
+  for (size_t t = 0; t < count; t++)
+    for (size_t g = 0; g < groups; g++) {
+      const size_t from = t * columns + g * group;
+      scale[t * groups + g] = level().quantize(x.data() + from, int(std::min(size_t(group), columns - g * group)),
+                                               codes.get() + from, &sum[t * groups + g]);
+    }
+  return nb::make_tuple(owned_array(std::move(codes), {count, columns}), owned_array(std::move(scale), {count, groups}),
+                        owned_array(std::move(sum), {count, groups}));
+}
+
+nb::dict cpu_info() {
+  nb::list usable;
+  for (const Kernels* k : levels()) usable.append(k->name);
+  nb::dict refused, info;
+  for (const auto& [name, reason] : refused_levels()) refused[name.c_str()] = reason;
+  info["isa"] = level().name, info["levels"] = usable, info["refused"] = refused, info["cores"] = allowed_cores();
+  return info;
+}
+
+}  // namespace
+
+NB_MODULE(_core, module) {
+  module.def("cpu_info", &cpu_info);
+  module.def("isa", [] { return level().name; });
+  module.def("set_isa", &set_level, nb::arg("name"));
+  module.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("group"));
+  nb::class_<PyMatrix>(module, "Matrix")
+      .def(nb::init<nb::sequence, int, int, nb::object>(), nb::arg("terms"), nb::arg("rows"), nb::arg("cols"),
+           nb::arg("bias").none() = nb::none())
+      .def("matmul", &matmul, nb::arg("x").noconvert(), nb::arg("threads") = 0)
+      .def("reference", &reference, nb::arg("x").noconvert())
+      .def_prop_ro("shape", [](const PyMatrix& m) { return std::make_pair(m.get().view().rows, m.get().view().columns); })
+      .def_prop_ro("nbytes", [](const PyMatrix& m) { return m.get().bytes(); });
+}
+
+}  // namespace bitwright

@@ -1,0 +1,75 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace bitwright {
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace portable {
+extern const Kernels kernels;
+}
+
+namespace {
+
+struct Found {
+  std::vector<const Kernels*> usable;
+  std::vector<std::pair<std::string, std::string>> refused;
+
+  void offer(const Kernels& kernels, bool supported, const char* needs) {
+    if (supported) usable.push_back(&kernels);
+    else refused.emplace_back(kernels.name, std::string("this processor lacks ") + needs);
+  }
+
+  Found() {
+#ifdef BITWRIGHT_AVX512
+    offer(avx512::kernels,
+          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("f16c"),
+          "AVX-512 VNNI, VBMI or VBMI2");
+#else
+    refused.emplace_back("avx512-vnni", "the compiler of this build did not know it");
+#endif
+#ifdef BITWRIGHT_AVX2
+    offer(avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"), "AVX2 or F16C");
+#else
+    refused.emplace_back("avx2", "the compiler of this build did not know it");
+#endif
+    usable.push_back(&portable::kernels);
+  }
+};
+
+const Found& found() {
+  static const Found f;
+  return f;
+}
+
+std::atomic<const Kernels*> current{nullptr};
+
+}  // namespace
+
+const std::vector<const Kernels*>& levels() { return found().usable; }
+const std::vector<std::pair<std::string, std::string>>& refused_levels() { return found().refused; }
+
+const Kernels& level() {
+  const Kernels* k = current.load();
+  return k ? *k : *levels().front();
+}
+
+void set_level(const std::string& name) {
+  std::string known;
+  for (const Kernels* k : levels()) {
+    if (name == k->name) {
+      current.store(k);
+      return;
+    }
+    known += (known.empty() ? "" : ", ") + std::string(k->name);
+  }
+  throw std::invalid_argument("no instruction-set level " + name + " here; usable: " + known);
+}
+
+}  // namespace bitwright

@@ -1,0 +1,240 @@
+// AVX2 (Haswell, Zen and later): a vector of the layout is two registers, rows 0-7 and 8-15. Products of codes up to 15 are
+// summed in 16 bits over at most eight column quads (8 * 2 * 15 * 127 < 32768), then widened; wider codes are two nibbles.
+#include <immintrin.h>
+
+#include "types.h"
+
+namespace bitwright::avx2 {
+#include "kernels.inl"
+
+struct Policy {
+  struct V {
+    __m256i low, high;
+  };
+  struct F {
+    __m256 low, high;
+  };
+  static constexpr int tokens = 4;
+
+  static V load(const void* p) {
+    const auto* v = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+  }
+  static void store(void* p, V v) {
+    auto* to = static_cast<__m256i*>(p);
+    _mm256_storeu_si256(to, v.low), _mm256_storeu_si256(to + 1, v.high);
+  }
+  static V zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static V all8(int c) { return {_mm256_set1_epi8(char(c)), _mm256_set1_epi8(char(c))}; }
+  static V both(V a, V b) { return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)}; }
+  template <int N> static V srl(V v) { return {_mm256_srli_epi16(v.low, N), _mm256_srli_epi16(v.high, N)}; }
+  template <int N> static V sll(V v) { return {_mm256_slli_epi16(v.low, N), _mm256_slli_epi16(v.high, N)}; }
+  static V merge(V low, V v, V mask) {
+    v = both(v, mask);
+    return {_mm256_or_si256(low.low, v.low), _mm256_or_si256(low.high, v.high)};
+  }
+
+  static V quad(const int8_t* q) {
+    const __m256i v = _mm256_set1_epi32(*reinterpret_cast<const __attribute__((may_alias, aligned(1))) int32_t*>(q));
+    return {v, v};
+  }
+  static V dot(V acc, V codes, V q) {
+    const V mask = all8(0x0F);
+    acc = widen(acc, pairs(both(codes, mask), q));
+    const V high = widen(zero(), pairs(both(srl<4>(codes), mask), q));
+    return plus(acc, {_mm256_slli_epi32(high.low, 4), _mm256_slli_epi32(high.high, 4)});
+  }
+
+  template <int B> struct Dot {
+    static constexpr int columns = 32, bytes = kVector * B;
+    V a = zero();
+
+    void add(const uint8_t* unit, const int8_t* q) {
+      V c[8];
+      unit_codes<Policy, B>(unit, c);
+      V s = pairs(c[0], quad(q));
+      for (int i = 1; i < 8; i++) s = plus16(s, pairs(c[i], quad(q + 4 * i)));
+      a = widen(a, s);
+    }
+    V total() const { return a; }
+  };
+
+  // The stacks [4, 1], [4, 2] and [4, 2, 1] are a 4-bit plane followed by the stack of the bits above it.
+  template <int High> struct DotStack {
+    static constexpr int columns = 32, bytes = kVector * (4 + High);
+    Dot<4> low;
+    Dot<High> high;
+
+    void add(const uint8_t* unit, const int8_t* q) { low.add(unit, q), high.add(unit + 4 * kVector, q); }
+    V total() const { return above(low.a, high.a); }
+  };
+
+  struct DotBytes {
+    static constexpr int columns = 32, bytes = kVector * 8;
+    V low = zero(), high = zero();
+
+    void add(const uint8_t* unit, const int8_t* q) {
+      const V mask = all8(0x0F);
+      V s = zero(), t = zero();
+      for (int i = 0; i < 8; i++) {
+        const V v = load(unit + i * kVector), four = quad(q + 4 * i);
+        s = plus16(s, pairs(both(v, mask), four));
+        t = plus16(t, pairs(both(srl<4>(v), mask), four));
+      }
+      low = widen(low, s), high = widen(high, t);
+    }
+    V total() const { return above(low, high); }
+  };
+
+  struct DotBase3 {
+    static constexpr int columns = 20, bytes = kVector;
+    V a = zero();
+
+    void add(const uint8_t* unit, const int8_t* q) {
+      V c[5];
+      base3(load(unit), c);
+      V s = pairs(c[0], quad(q));
+      for (int i = 1; i < 5; i++) s = plus16(s, pairs(c[i], quad(q + 4 * i)));
+      a = widen(a, s);
+    }
+    V total() const { return a; }
+  };
+
+  static void base3(V v, V* q) {
+    __m256i low[5], high[5];
+    digits(v.low, low), digits(v.high, high);
+    for (int i = 0; i < 5; i++) q[i] = {low[i], high[i]};
+  }
+
+  template <int T> static void product(const uint8_t* codes, const int8_t* q, int quads, bool wide, V* out) {
+    nibbles<T, 0>(codes, q, quads, out);
+    if (!wide) return;
+    V high[T];
+    nibbles<T, 4>(codes, q, quads, high);
+    for (int j = 0; j < T; j++) out[j] = above(out[j], high[j]);
+  }
+
+  static uint64_t mask(V index, int field) {
+    const __m256i bit = _mm256_set1_epi8(char(1 << field));
+    const auto half = [&](__m256i v) { return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit))); };
+    return half(index.low) | uint64_t(half(index.high)) << 32;
+  }
+  static V select(uint64_t mask) {
+    alignas(kVector) uint8_t out[kVector] = {};
+    for (; mask; mask &= mask - 1) out[__builtin_ctzll(mask)] = 1;
+    return load(out);
+  }
+  static V expand(uint64_t mask, const uint8_t* values, int position, int bits) {
+    alignas(kVector) uint8_t out[kVector] = {};
+    for (; mask; mask &= mask - 1, position++)
+      out[__builtin_ctzll(mask)] = bits == 8 ? values[position] : values[position / 2] >> 4 * (position & 1) & 15;
+    return load(out);
+  }
+  static V gather(V index, const int8_t* q, int block) {
+    alignas(kVector) uint8_t at[kVector];
+    alignas(kVector) int8_t out[kVector];
+    store(at, index);
+    for (int i = 0; i < kVector; i++) out[i] = at[i] < block ? q[at[i]] : int8_t(0);
+    return load(out);
+  }
+
+  static F to_float(V v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
+  static F half(const uint16_t* p) {
+    const auto* v = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(v)), _mm256_cvtph_ps(_mm_loadu_si128(v + 1))};
+  }
+  static F all(float c) { return {_mm256_set1_ps(c), _mm256_set1_ps(c)}; }
+  static F mul(F a, F b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+  static F sum(F a, F b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+  static F loadf(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static void storef(float* p, F f) { _mm256_storeu_ps(p, f.low), _mm256_storeu_ps(p + 8, f.high); }
+  static void store_some(float* p, F f, int n) {
+    alignas(kVector) float rows[kLanes];
+    storef(rows, f);
+    for (int i = 0; i < n; i++) p[i] = rows[i];
+  }
+
+  static float amax(const float* x, int n) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    F top = all(0);
+    for (int i = 0; i < n; i += kLanes) {
+      const F f = loadf(x + i);
+      top = {_mm256_max_ps(top.low, _mm256_andnot_ps(sign, f.low)), _mm256_max_ps(top.high, _mm256_andnot_ps(sign, f.high))};
+    }
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, _mm256_max_ps(top.low, top.high));
+    float most = 0;
+    for (float v : lanes) most = v > most ? v : most;
+    return most;
+  }
+  static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
+    int32_t total = 0;
+    const auto clamp = [](__m256 f) {
+      return _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(f, _mm256_set1_ps(127)), _mm256_set1_ps(-127)));
+    };
+    for (int i = 0; i < n; i += kLanes) {
+      const F f = mul(loadf(x + i), all(inverse));
+      // The pack works in 128-bit halves: permute its 64-bit parts back into order.
+      const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(clamp(f.low), clamp(f.high)), 0xD8);
+      const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), bytes);
+      const __m256i sums = _mm256_madd_epi16(words, _mm256_set1_epi16(1));
+      __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+      s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+      total += _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+    }
+    return total;
+  }
+
+ private:
+  static V plus(V a, V b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+  static V plus16(V a, V b) { return {_mm256_add_epi16(a.low, b.low), _mm256_add_epi16(a.high, b.high)}; }
+  static V pairs(V codes, V q) { return {_mm256_maddubs_epi16(codes.low, q.low), _mm256_maddubs_epi16(codes.high, q.high)}; }
+  static V widen(V acc, V s) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return plus(acc, {_mm256_madd_epi16(s.low, one), _mm256_madd_epi16(s.high, one)});
+  }
+  static V above(V low, V high) { return plus(low, {_mm256_slli_epi32(high.low, 4), _mm256_slli_epi32(high.high, 4)}); }
+
+  // Products with the nibble of the codes that starts at bit Shift.
+  template <int T, int Shift> static void nibbles(const uint8_t* codes, const int8_t* q, int quads, V* out) {
+    const V mask = all8(0x0F);
+    for (int j = 0; j < T; j++) out[j] = zero();
+    while (quads) {
+      const int n = quads < 8 ? quads : 8;
+      V s[T];
+      for (int j = 0; j < T; j++) s[j] = zero();
+      for (int i = 0; i < n; i++, codes += kVector, q += 4 * T) {
+        V c = load(codes);
+        if constexpr (Shift > 0) c = srl<Shift>(c);
+        c = both(c, mask);
+        for (int j = 0; j < T; j++) s[j] = plus16(s[j], pairs(c, quad(q + 4 * j)));
+      }
+      for (int j = 0; j < T; j++) out[j] = widen(out[j], s[j]);
+      quads -= n;
+    }
+  }
+
+  // Digits of base-3 bytes, largest first: each is how often its power can be taken away.
+  static void digits(__m256i v, __m256i* d) {
+    int power = 81;
+    for (int i = 4; i; i--, power /= 3) {
+      const __m256i one = _mm256_set1_epi8(char(power)), two = _mm256_set1_epi8(char(2 * power));
+      const __m256i a = _mm256_cmpeq_epi8(_mm256_max_epu8(v, one), v), b = _mm256_cmpeq_epi8(_mm256_max_epu8(v, two), v);
+      v = _mm256_sub_epi8(v, _mm256_and_si256(a, one));
+      v = _mm256_sub_epi8(v, _mm256_and_si256(b, one));
+      d[i] = _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(a, b));
+    }
+    d[0] = v;
+  }
+};
+
+template <> struct Policy::Dot<5> : Policy::DotStack<1> {};
+template <> struct Policy::Dot<6> : Policy::DotStack<2> {};
+template <> struct Policy::Dot<7> : Policy::DotStack<3> {};
+template <> struct Policy::Dot<8> : Policy::DotBytes {};
+
+extern const Kernels kernels;
+const Kernels kernels = kernels_of<Policy>("avx2");
+
+}  // namespace bitwright::avx2

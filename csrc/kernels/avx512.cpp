@@ -1,0 +1,169 @@
+// AVX-512 with VNNI, VBMI and VBMI2 (Ice Lake, Zen 4 and later): one register is one vector of the layout.
+#include <immintrin.h>
+
+#include "types.h"
+
+namespace bitwright::avx512 {
+#include "kernels.inl"
+
+struct Table {
+  uint8_t fields[128];  // four base-3 digits as 2-bit fields
+  uint8_t nibble[65];   // i / 2: the byte of nibble i; one further for an odd start
+  constexpr Table() : fields(), nibble() {
+    for (int v = 0; v < 81; v++) fields[v] = uint8_t(v % 3 | v / 3 % 3 << 2 | v / 9 % 3 << 4 | v / 27 << 6);
+    for (int i = 0; i < 65; i++) nibble[i] = uint8_t(i / 2);
+  }
+};
+alignas(kVector) static constexpr Table table{};
+
+struct Policy {
+  using V = __m512i;
+  using F = __m512;
+  static constexpr int tokens = 16;
+
+  static V load(const void* p) { return _mm512_loadu_si512(p); }
+  static void store(void* p, V v) { _mm512_storeu_si512(p, v); }
+  static V zero() { return _mm512_setzero_si512(); }
+  static V all8(int c) { return _mm512_set1_epi8(char(c)); }
+  static V both(V a, V b) { return _mm512_and_si512(a, b); }
+  template <int N> static V srl(V v) { return _mm512_srli_epi16(v, N); }
+  template <int N> static V sll(V v) { return _mm512_slli_epi16(v, N); }
+  static V merge(V low, V v, V mask) { return _mm512_ternarylogic_epi64(low, v, mask, 0xF8); }  // low | (v & mask)
+
+  static V quad(const int8_t* q) { return _mm512_set1_epi32(*reinterpret_cast<const __attribute__((may_alias, aligned(1))) int32_t*>(q)); }
+  static V dot(V acc, V codes, V q) { return _mm512_dpbusd_epi32(acc, codes, q); }
+
+  // Fields are masked in place; a[i] collects those that stand at the same height, and total() undoes the height.
+  template <int B> struct Dot {
+    static constexpr int columns = 32, bytes = kVector * B;
+    V a[4] = {zero(), zero(), zero(), zero()};
+
+    void add(const uint8_t* unit, const int8_t* q) {
+      if constexpr (B == 1) {
+        const V low = load(unit), high = srl<4>(low);
+        for (int i = 0; i < 4; i++) {
+          a[i] = dot(a[i], both(low, all8(1 << i)), quad(q + 4 * i));
+          a[i] = dot(a[i], both(high, all8(1 << i)), quad(q + 16 + 4 * i));
+        }
+      } else if constexpr (B == 2) {
+        const V first = load(unit), second = load(unit + kVector);
+        for (int i = 0; i < 4; i++) {
+          a[i] = dot(a[i], both(first, all8(3 << 2 * i)), quad(q + 4 * i));
+          a[i] = dot(a[i], both(second, all8(3 << 2 * i)), quad(q + 16 + 4 * i));
+        }
+      } else if constexpr (B == 4) {
+        for (int i = 0; i < 4; i++) {
+          const V v = load(unit + i * kVector);
+          a[i % 2 * 2] = dot(a[i % 2 * 2], both(v, all8(0x0F)), quad(q + 8 * i));
+          a[i % 2 * 2 + 1] = dot(a[i % 2 * 2 + 1], both(v, all8(0xF0)), quad(q + 8 * i + 4));
+        }
+      } else {
+        V c[8];
+        unit_codes<Policy, B>(unit, c);
+        for (int i = 0; i < 8; i++) a[i % 4] = dot(a[i % 4], c[i], quad(q + 4 * i));
+      }
+    }
+
+    V total() const {
+      constexpr int step = B == 4 ? 4 : B <= 2 ? B : 0;
+      if constexpr (B == 4) return plus(plus(a[0], a[2]), _mm512_srai_epi32(plus(a[1], a[3]), step));
+      const V upper = plus(_mm512_srai_epi32(a[2], 2 * step), _mm512_srai_epi32(a[3], 3 * step));
+      return plus(plus(a[0], _mm512_srai_epi32(a[1], step)), upper);
+    }
+  };
+
+  // Splits off the fifth digit; the table turns the other four (0..80) into 2-bit fields.
+  static V four_digits(V v, V& fifth) {
+    const __mmask64 one = _mm512_cmpge_epu8_mask(v, all8(81)), two = _mm512_cmpge_epu8_mask(v, all8(162));
+    v = _mm512_mask_sub_epi8(v, one, v, all8(81));
+    v = _mm512_mask_sub_epi8(v, two, v, all8(81));
+    fifth = _mm512_maskz_mov_epi8(one, all8(1));
+    fifth = _mm512_mask_mov_epi8(fifth, two, all8(2));
+    return _mm512_permutex2var_epi8(load(table.fields), v, load(table.fields + kVector));
+  }
+
+  struct DotBase3 {
+    static constexpr int columns = 20, bytes = kVector;
+    V a[4] = {zero(), zero(), zero(), zero()};
+
+    void add(const uint8_t* unit, const int8_t* q) {
+      V fifth;
+      const V v = four_digits(load(unit), fifth);
+      for (int i = 0; i < 4; i++) a[i] = dot(a[i], both(v, all8(3 << 2 * i)), quad(q + 4 * i));
+      a[0] = dot(a[0], fifth, quad(q + 16));
+    }
+
+    V total() const {
+      const V upper = plus(_mm512_srai_epi32(a[2], 4), _mm512_srai_epi32(a[3], 6));
+      return plus(plus(a[0], _mm512_srai_epi32(a[1], 2)), upper);
+    }
+  };
+
+  static void base3(V v, V* q) {
+    v = four_digits(v, q[4]);
+    q[0] = both(v, all8(3)), q[1] = both(srl<2>(v), all8(3)), q[2] = both(srl<4>(v), all8(3)), q[3] = both(srl<6>(v), all8(3));
+  }
+
+  template <int T> static void product(const uint8_t* codes, const int8_t* q, int quads, bool, V* out) {
+    V a[T];
+    for (int j = 0; j < T; j++) a[j] = zero();
+    for (; quads; quads--, codes += kVector, q += 4 * T) {
+      const V c = load(codes);
+      for (int j = 0; j < T; j++) a[j] = dot(a[j], c, quad(q + 4 * j));
+    }
+    for (int j = 0; j < T; j++) out[j] = a[j];
+  }
+
+  static uint64_t mask(V index, int field) { return _cvtmask64_u64(_mm512_test_epi8_mask(index, all8(1 << field))); }
+  static V select(uint64_t mask) { return _mm512_maskz_mov_epi8(_cvtu64_mask64(mask), all8(1)); }
+  static V expand(uint64_t mask, const uint8_t* values, int position, int bits) {
+    V v;
+    if (bits == 8) {
+      v = load(values + position);
+      asm("" : "+v"(v));  // the memory form of the expand is several times slower
+    } else {
+      v = _mm512_permutexvar_epi8(load(table.nibble + (position & 1)), load(values + position / 2));
+      v = _mm512_mask_mov_epi8(v, position & 1 ? 0x5555555555555555 : 0xAAAAAAAAAAAAAAAA, srl<4>(v));
+      v = both(v, all8(0x0F));
+    }
+    return _mm512_maskz_expand_epi8(_cvtu64_mask64(mask), v);
+  }
+  static V gather(V index, const int8_t* q, int block) {
+    const __mmask64 used = _mm512_cmplt_epu8_mask(index, all8(block));
+    if (block == 64) return _mm512_maskz_permutexvar_epi8(used, index, load(q));
+    return _mm512_maskz_permutex2var_epi8(used, load(q), index, load(q + 64));
+  }
+
+  static F to_float(V v) { return _mm512_cvtepi32_ps(v); }
+  static F half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static F all(float c) { return _mm512_set1_ps(c); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F sum(F a, F b) { return _mm512_add_ps(a, b); }
+  static F loadf(const float* p) { return _mm512_loadu_ps(p); }
+  static void storef(float* p, F f) { _mm512_storeu_ps(p, f); }
+  static void store_some(float* p, F f, int n) { _mm512_mask_storeu_ps(p, __mmask16((1 << n) - 1), f); }
+
+  static float amax(const float* x, int n) {
+    F top = all(0);
+    for (int i = 0; i < n; i += kLanes) top = _mm512_max_ps(top, _mm512_abs_ps(loadf(x + i)));
+    return _mm512_reduce_max_ps(top);
+  }
+  static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
+    V total = zero();
+    for (int i = 0; i < n; i += kLanes) {
+      const F f = _mm512_max_ps(_mm512_min_ps(mul(loadf(x + i), all(inverse)), all(127)), all(-127));
+      const V v = _mm512_cvtps_epi32(f);
+      total = plus(total, v);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(v));
+    }
+    return _mm512_reduce_add_epi32(total);
+  }
+
+ private:
+  static V plus(V a, V b) { return _mm512_add_epi32(a, b); }
+};
+
+extern const Kernels kernels;
+const Kernels kernels = kernels_of<Policy>("avx512-vnni");
+
+}  // namespace bitwright::avx512

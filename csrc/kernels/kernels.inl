@@ -1,0 +1,316 @@
+// The kernels, written once over a policy P and compiled inside the namespace of each instruction-set level.
+//
+// P names the types V (64 bytes or 16 int32) and F (16 floats) and has
+//   bytes     load store all8 both srl sll merge zero
+//   products  quad dot to_float, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>
+//   sparse    mask expand select gather
+//   floats    half all mul sum loadf storef store_some amax round
+
+template <class P> using V = typename P::V;
+template <class P> using F = typename P::F;
+
+// ---- codes ----
+
+// Column quad I of 32 columns of B-bit codes: planes of width 8, 4, 2, 1, low plane first.
+template <class P, int B, int I, int Shift = 0> inline V<P> quad_codes(const uint8_t* unit, V<P> low) {
+  constexpr int rest = B - Shift;
+  if constexpr (rest == 0) {
+    return low;
+  } else {
+    constexpr int width = rest >= 8 ? 8 : rest >= 4 ? 4 : rest >= 2 ? 2 : 1, fields = 8 / width;
+    constexpr int move = width * (I % fields) - Shift;
+    V<P> v = P::load(unit + kVector * (Shift + I / fields));
+    if constexpr (move > 0) v = P::template srl<move>(v);
+    if constexpr (move < 0) v = P::template sll<-move>(v);
+    if constexpr (width < 8) {
+      const V<P> mask = P::all8(((1 << width) - 1) << Shift);
+      v = Shift ? P::merge(low, v, mask) : P::both(v, mask);
+    }
+    return quad_codes<P, B, I, Shift + width>(unit, v);
+  }
+}
+
+template <class P, int B> inline void unit_codes(const uint8_t* unit, V<P>* q) {
+  const V<P> none = P::zero();
+  q[0] = quad_codes<P, B, 0>(unit, none), q[1] = quad_codes<P, B, 1>(unit, none);
+  q[2] = quad_codes<P, B, 2>(unit, none), q[3] = quad_codes<P, B, 3>(unit, none);
+  q[4] = quad_codes<P, B, 4>(unit, none), q[5] = quad_codes<P, B, 5>(unit, none);
+  q[6] = quad_codes<P, B, 6>(unit, none), q[7] = quad_codes<P, B, 7>(unit, none);
+}
+
+// Where the values of a bitmap term go on.
+struct Cursor {
+  const uint8_t* values;
+  int position;
+
+  Cursor() = default;
+  Cursor(const Term& t, int tile) {
+    if (t.kind != Kind::bitmap) return;
+    const bool tail = tile >= t.tail_tile;
+    values = tail ? t.tail : t.values;
+    position = t.starts[tile] - (tail ? t.tail_start : 0);
+  }
+};
+
+// Calls visit(run position, unit) for the units of group g; a bitmap's cursor is put back where groups share a unit.
+template <class Visit> inline void each_unit(const MatrixView& m, const Term& t, int g, Cursor& at, Visit visit) {
+  const Runs& runs = m.runs[t.runs];
+  const int count = runs.start[g + 1] - runs.start[g], first = runs.first[g];
+  int before = 0;
+  for (int i = 0; i < count; i++) {
+    before = at.position;
+    visit(runs.start[g] + i, first + i);
+  }
+  if (g + 1 < m.groups && runs.first[g + 1] == first + count - 1) at.position = before;
+}
+
+// ---- scales ----
+
+struct Affine {
+  const uint16_t *scales, *mins;
+  float offset;
+  const int* weight_group;
+
+  Affine(const Term& t, int tile)
+      : scales(t.scales + size_t(tile) * t.groups * kLanes),
+        mins(t.mins ? t.mins + size_t(tile) * t.groups * kLanes : nullptr),
+        offset(t.offset),
+        weight_group(t.weight_group) {}
+
+  template <class P> void at(int g, F<P>& scale, F<P>& min) const {
+    const int w = weight_group[g] * kLanes;
+    scale = P::half(scales + w);
+    min = mins ? P::half(mins + w) : P::mul(scale, P::all(offset));
+  }
+};
+
+template <class P> inline F<P> affine(F<P> scale, F<P> min, V<P> a, F<P> q) {
+  return P::sum(P::mul(scale, P::to_float(a)), P::mul(min, q));
+}
+
+template <class P> inline void store_rows(const MatrixView& m, int tile, F<P> f, float* y) {
+  if (m.bias) f = P::sum(f, P::loadf(m.bias + tile * kLanes));
+  const int rows = m.rows - tile * kLanes;
+  if (rows >= kLanes) P::storef(y + tile * kLanes, f);
+  else P::store_some(y + tile * kLanes, f, rows);
+}
+
+// ---- one token: terms are read in place and write scale * A + min * Q of every group ----
+
+template <class P, class Dot>
+void vector_dense(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, float* out) {
+  const Runs& runs = m.runs[t.runs];
+  const uint8_t* tile_codes = t.codes + size_t(tile) * t.units * t.unit_bytes;
+  const Affine scales(t, tile);
+  for (int g = g0; g < g1; g++, out += kLanes) {
+    Dot dot;
+    const uint8_t* unit = tile_codes + size_t(runs.first[g]) * Dot::bytes;
+    const int8_t* q = x.codes[t.runs] + size_t(runs.start[g]) * Dot::columns;
+    for (int n = runs.start[g + 1] - runs.start[g]; n; n--, unit += Dot::bytes, q += Dot::columns) dot.add(unit, q);
+    F<P> scale, min;
+    scales.at<P>(g, scale, min);
+    P::storef(out, affine<P>(scale, min, dot.total(), P::all(x.sum[g])));
+  }
+}
+
+template <class P>
+void vector_sparse(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, float* out, Cursor& at) {
+  const uint8_t* tile_codes = t.codes + size_t(tile) * t.units * kVector;
+  const uint8_t* tile_values = t.values + size_t(tile) * t.units * kVector;
+  const int8_t* codes = x.codes[t.runs];
+  const int columns = m.runs[t.runs].unit;
+  const V<P> one = P::all8(1);
+  const Affine scales(t, tile);
+  for (int g = g0; g < g1; g++, out += kLanes) {
+    V<P> a = P::zero(), sum = P::zero();
+    each_unit(m, t, g, at, [&](int run, int unit) {
+      const V<P> index = P::load(tile_codes + size_t(unit) * kVector);
+      const int8_t* q = codes + size_t(run) * columns;
+      if (t.kind == Kind::nm) {
+        const V<P> picked = P::gather(index, q, columns);
+        a = P::dot(a, P::load(tile_values + size_t(unit) * kVector), picked);
+        sum = P::dot(sum, one, picked);
+        return;
+      }
+      for (int f = 0; f < 8; f++) {
+        const uint64_t mask = P::mask(index, f);
+        const V<P> four = P::quad(q + 4 * f);
+        a = P::dot(a, P::expand(mask, at.values, at.position, t.bits), four);
+        sum = P::dot(sum, P::select(mask), four);
+        at.position += __builtin_popcountll(mask);
+      }
+    });
+    F<P> scale, min;
+    scales.at<P>(g, scale, min);
+    P::storef(out, affine<P>(scale, min, a, P::to_float(sum)));
+  }
+}
+
+template <class P>
+void vector_term(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, float* out, Cursor& at) {
+  using Dense = void (*)(const MatrixView&, const Term&, const Activations&, int, int, int, float*);
+  static constexpr Dense fields[] = {nullptr,
+                                     vector_dense<P, typename P::template Dot<1>>,
+                                     vector_dense<P, typename P::template Dot<2>>,
+                                     vector_dense<P, typename P::template Dot<3>>,
+                                     vector_dense<P, typename P::template Dot<4>>,
+                                     vector_dense<P, typename P::template Dot<5>>,
+                                     vector_dense<P, typename P::template Dot<6>>,
+                                     vector_dense<P, typename P::template Dot<7>>,
+                                     vector_dense<P, typename P::template Dot<8>>};
+  switch (t.kind) {
+    case Kind::fields: return fields[t.bits](m, t, x, tile, g0, g1, out);
+    case Kind::base3: return vector_dense<P, typename P::DotBase3>(m, t, x, tile, g0, g1, out);
+    default: return vector_sparse<P>(m, t, x, tile, g0, g1, out, at);
+  }
+}
+
+template <class P> void multiply_vector(const MatrixView& m, const Activations& x, int first, int last, float* y) {
+  constexpr int stretch = 32;
+  alignas(kVector) float part[kMaxTerms][stretch * kLanes];
+  for (int tile = first; tile < last; tile++) {
+    Cursor at[kMaxTerms];
+    for (int i = 0; i < m.terms; i++) at[i] = Cursor(m.term[i], tile);
+    F<P> f = P::all(0);
+    for (int g0 = 0; g0 < m.groups; g0 += stretch) {
+      const int g1 = g0 + stretch < m.groups ? g0 + stretch : m.groups;
+      for (int i = 0; i < m.terms; i++) vector_term<P>(m, m.term[i], x, tile, g0, g1, part[i], at[i]);
+      for (int g = g0; g < g1; g++)
+        for (int i = 0; i < m.terms; i++)
+          f = P::sum(f, P::mul(P::all(x.scale[g]), P::loadf(part[i] + (g - g0) * kLanes)));
+    }
+    store_rows<P>(m, tile, f, y);
+  }
+}
+
+// ---- several tokens: codes of a stretch of groups are unpacked to bytes once, then multiplied with every block ----
+
+template <class P, int B> void unpack_unit(const uint8_t* unit, uint8_t* out) {
+  V<P> q[8];
+  unit_codes<P, B>(unit, q);
+  for (int i = 0; i < 8; i++) P::store(out + i * kVector, q[i]);
+}
+
+template <class P> void unpack_base3(const uint8_t* unit, uint8_t* out) {
+  V<P> q[5];
+  P::base3(P::load(unit), q);
+  for (int i = 0; i < 5; i++) P::store(out + i * kVector, q[i]);
+}
+
+// Codes of the selected columns, zero elsewhere, and behind them a plane of ones where a column is selected.
+template <class P> void unpack_bitmap(const Term& t, const uint8_t* unit, uint8_t* out, Cursor& at) {
+  const V<P> index = P::load(unit);
+  for (int f = 0; f < 8; f++, out += kVector) {
+    const uint64_t mask = P::mask(index, f);
+    P::store(out, P::expand(mask, at.values, at.position, t.bits));
+    P::store(out + t.plane, P::select(mask));
+    at.position += __builtin_popcountll(mask);
+  }
+}
+
+template <class P> void unpack_nm(const Term& t, const uint8_t* index, const uint8_t* values, int block, uint8_t* out) {
+  for (int i = 0; i < block / 4; i++) P::store(out + i * kVector, P::zero()), P::store(out + t.plane + i * kVector, P::zero());
+  for (int i = 0; i < kVector; i++) {
+    if (index[i] >= block) continue;
+    const size_t place = index[i] / 4 * kVector + i / 4 * 4 + index[i] % 4;
+    out[place] = values[i];
+    out[t.plane + place] = 1;
+  }
+}
+
+template <class P> void unpack(const MatrixView& m, const Term& t, int tile, int g0, int g1, uint8_t* out, Cursor& at) {
+  using Fields = void (*)(const uint8_t*, uint8_t*);
+  static constexpr Fields fields[] = {nullptr,           unpack_unit<P, 1>, unpack_unit<P, 2>, unpack_unit<P, 3>, unpack_unit<P, 4>,
+                                      unpack_unit<P, 5>, unpack_unit<P, 6>, unpack_unit<P, 7>, unpack_unit<P, 8>};
+  const int columns = m.runs[t.runs].unit;
+  const size_t origin = size_t(tile) * t.units;
+  for (int g = g0; g < g1; g++)
+    each_unit(m, t, g, at, [&](int, int unit) {
+      const uint8_t* from = t.codes + (origin + unit) * t.unit_bytes;
+      switch (t.kind) {
+        case Kind::fields: fields[t.bits](from, out); break;
+        case Kind::base3: unpack_base3<P>(from, out); break;
+        case Kind::bitmap: unpack_bitmap<P>(t, from, out, at); break;
+        case Kind::nm: unpack_nm<P>(t, from, t.values + (origin + unit) * kVector, columns, out); break;
+      }
+      out += columns * kLanes;
+    });
+}
+
+// Adds groups [g0, g1) to f [T][16].
+template <class P, int T>
+void product_groups(const MatrixView& m, const Activations& x, int tile, int g0, int g1, const uint8_t* scratch, float* f) {
+  for (int g = g0; g < g1; g++)
+    for (int i = 0; i < m.terms; i++) {
+      const Term& t = m.term[i];
+      const Runs& runs = m.runs[t.runs];
+      const bool sparse = t.kind == Kind::bitmap || t.kind == Kind::nm;
+      const int quads = (runs.start[g + 1] - runs.start[g]) * (runs.unit / 4);
+      const uint8_t* codes = scratch + t.scratch + size_t(runs.start[g] - runs.start[g0]) * runs.unit * kLanes;
+      const int8_t* q = x.codes[t.runs] + size_t(runs.start[g]) * runs.unit * T;
+      V<P> a[T], sum[T];
+      P::template product<T>(codes, q, quads, t.bits > 4, a);
+      if (sparse) P::template product<T>(codes + t.plane, q, quads, false, sum);
+      F<P> scale, min;
+      Affine(t, tile).at<P>(g, scale, min);
+      for (int j = 0; j < T; j++) {
+        const F<P> q_sum = sparse ? P::to_float(sum[j]) : P::all(x.sum[g * T + j]);
+        const F<P> part = P::mul(P::all(x.scale[g * T + j]), affine<P>(scale, min, a[j], q_sum));
+        P::storef(f + j * kLanes, P::sum(P::loadf(f + j * kLanes), part));
+      }
+    }
+}
+
+template <class P>
+void multiply_matrix(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
+                     uint8_t* scratch) {
+  using Product = void (*)(const MatrixView&, const Activations&, int, int, int, const uint8_t*, float*);
+  alignas(kVector) float f[kMaxBlocks][kMaxTokens * kLanes];
+  for (int tile = first; tile < last; tile++) {
+    Cursor at[kMaxTerms];
+    for (int i = 0; i < m.terms; i++) at[i] = Cursor(m.term[i], tile);
+    for (int b = 0; b < blocks; b++)
+      for (int i = 0; i < x[b].tokens; i++) P::storef(f[b] + i * kLanes, P::all(0));
+    for (int g0 = 0; g0 < m.groups; g0 += m.stretch) {
+      const int g1 = g0 + m.stretch < m.groups ? g0 + m.stretch : m.groups;
+      for (int i = 0; i < m.terms; i++) unpack<P>(m, m.term[i], tile, g0, g1, scratch + m.term[i].scratch, at[i]);
+      for (int b = 0; b < blocks; b++) {
+        const int tokens = x[b].tokens;
+        Product product = tokens == 1 ? product_groups<P, 1> : tokens == 2 ? product_groups<P, 2> : product_groups<P, 4>;
+        if constexpr (P::tokens >= 8)
+          if (tokens == 8) product = product_groups<P, 8>;
+        if constexpr (P::tokens >= 16)
+          if (tokens == 16) product = product_groups<P, 16>;
+        product(m, x[b], tile, g0, g1, scratch, f[b]);
+      }
+    }
+    float* out = y;
+    for (int b = 0; b < blocks; b++)
+      for (int i = 0; i < x[b].used; i++, out += stride) store_rows<P>(m, tile, P::loadf(f[b] + i * kLanes), out);
+  }
+}
+
+template <class P>
+void multiply(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
+              uint8_t* scratch) {
+  if (blocks == 1 && x->tokens == 1) multiply_vector<P>(m, *x, first, last, y);
+  else multiply_matrix<P>(m, x, blocks, first, last, y, stride, scratch);
+}
+
+template <class P> float quantize(const float* x, int n, int8_t* codes, int32_t* sum) {
+  const int whole = n / kLanes * kLanes, rest = n - whole;
+  alignas(kVector) float last[kLanes] = {};
+  for (int i = 0; i < rest; i++) last[i] = x[whole + i];
+  const float a = P::amax(x, whole), b = P::amax(last, kLanes);
+  const float scale = (a > b ? a : b) / 127.0f;
+  const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  *sum = P::round(x, inverse, codes, whole);
+  if (rest) {
+    int8_t out[kLanes];
+    *sum += P::round(last, inverse, out, kLanes);
+    for (int i = 0; i < rest; i++) codes[whole + i] = out[i];
+  }
+  return scale;
+}
+
+template <class P> constexpr Kernels kernels_of(const char* name) { return {name, P::tokens, quantize<P>, multiply<P>}; }

@@ -1,0 +1,77 @@
+// What every instruction-set level sees: plain views without ownership and without standard containers,
+// because an inline function compiled for one level must never be linked into another.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace bitwright {
+
+constexpr int kLanes = 16;         // rows of a tile
+constexpr int kVector = 64;        // bytes of a vector: a column quad of every row
+constexpr int kMaxTerms = 8;       // of one matrix
+constexpr int kMaxTokens = 16;     // of one block of activations
+constexpr int kMaxBlocks = 4;      // blocks that share one unpacking of the weights
+constexpr int kStretch = 512;      // columns unpacked at a time (one group where that is longer)
+constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
+
+// Columns are walked in units: 32 of a field plane or bitmap, 20 of a base-3 plane, one block of an n:m plane.
+// Activation group g covers units first[g], first[g] + 1, ... of run positions start[g] to start[g + 1]. A unit that two
+// groups share is in both runs, and in each run the activations of the other group are zero.
+struct Runs {
+  int unit;
+  const int* first;  // [groups]
+  const int* start;  // [groups + 1]
+};
+
+enum class Kind { fields, base3, bitmap, nm };
+
+struct Term {
+  Kind kind;
+  int bits;              // of a code, or of a sparse value
+  int runs;              // which of the matrix's runs
+  int units;             // of a tile
+  int unit_bytes;        // of `codes`
+  const uint8_t* codes;  // the index plane where the term is sparse
+  const uint8_t* values;
+  const int32_t* starts;  // values before each tile
+  const uint8_t* tail;    // the values from tile `tail_tile` on, copied so that 64 bytes behind the last may be read
+  int tail_tile, tail_start;
+  const uint16_t* scales;  // f16 [tiles][groups][16]
+  const uint16_t* mins;    // null: scale * offset
+  float offset;
+  int groups;
+  const int* weight_group;  // of each activation group
+  size_t scratch, plane;    // bytes: where unpacked codes go, and one plane of them
+};
+
+struct MatrixView {
+  int rows, columns, tiles;
+  int group, groups;  // of activations
+  int stretch;        // groups unpacked at a time
+  int terms, run_kinds;
+  size_t scratch;  // bytes
+  Term term[kMaxTerms];
+  Runs runs[kMaxTerms];
+  const float* bias;
+};
+
+// One block of int8 activations. Codes of a run kind: [run units][unit / 4][tokens][4].
+struct Activations {
+  int tokens;          // 1, 2, 4, 8 or 16; the last may be padding
+  int used;            // tokens that are real
+  const float* scale;  // [groups][tokens]
+  const float* sum;    // [groups][tokens]: sums of codes
+  const int8_t* codes[kMaxTerms];
+};
+
+struct Kernels {
+  const char* name;
+  int tokens;  // of the largest block
+  // Codes of x [n] and their sum; returns the scale max|x| / 127.
+  float (*quantize)(const float* x, int n, int8_t* codes, int32_t* sum);
+  // y[token * stride + row] for tiles [first, last) and all tokens of up to kMaxBlocks blocks; `scratch` is 64-byte aligned.
+  void (*multiply)(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
+                   uint8_t* scratch);
+};
+
+}  // namespace bitwright

@@ -1,0 +1,61 @@
+// A weight as the kernels read it: checked terms, owned or viewed memory.
+#pragma once
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "kernels/types.h"
+#include "memory.h"
+
+namespace bitwright {
+
+// An array that somebody else owns.
+struct Array {
+  const uint8_t* data = nullptr;
+  std::vector<size_t> shape;
+  size_t bytes = 0;
+
+  explicit operator bool() const { return data; }
+};
+
+// The fields of `Dense` and `Sparse` in bitwright/protocols.py; `where` is empty for a dense term.
+struct TermSource {
+  std::string where;
+  bool base3 = false;
+  int bits = 0;
+  Array codes, values, scales, mins, starts, counts;
+  float offset = 0;
+  int group = 0;  // 0: the whole row
+  int block = 0;
+  int activation_group = 0;
+};
+
+class Matrix {
+ public:
+  // Throws std::invalid_argument with a sentence where shapes do not fit each other.
+  Matrix(const std::vector<TermSource>& terms, int rows, int columns, const float* bias);
+  Matrix(Matrix&&) = default;  // memory stays where it is, so views into it stay right
+
+  const MatrixView& view() const { return view_; }
+  // Bytes read for one token.
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void add_dense(const TermSource& source, Term& term);
+  void add_sparse(const TermSource& source, Term& term);
+  void add_bitmap(const TermSource& source, Term& term);
+  void add_scales(const TermSource& source, Term& term, int groups);
+  void bitmap_of_offsets(const TermSource& source, Term& term);
+  void keep_tail(Term& term, size_t value_bytes);
+  int runs_of(int unit);
+  void place_scratch();
+  const uint8_t* hold(const Array& array);
+  template <class T> T* own(size_t count);
+
+  MatrixView view_{};
+  size_t bytes_ = 0;
+  std::vector<Memory<>> memory_;
+  std::deque<std::vector<int>> tables_;
+};
+
+}  // namespace bitwright

@@ -1,0 +1,103 @@
+#include "reference.h"
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace bitwright {
+namespace {
+
+constexpr int kAbsent = -1;
+
+float from_half(uint16_t h) {
+  const int exponent = h >> 10 & 31, mantissa = h & 1023;
+  const float sign = h & 0x8000 ? -1.0f : 1.0f;
+  if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
+  return sign * (exponent ? std::ldexp(float(1024 + mantissa), exponent - 25) : std::ldexp(float(mantissa), -24));
+}
+
+int field_code(const Term& t, int row, int column) {
+  const uint8_t* unit = t.codes + (size_t(row / kLanes) * t.units + column / 32) * t.unit_bytes;
+  int code = 0;
+  for (int width = 8, shift = 0; width; width /= 2) {
+    if (shift + width > t.bits || (width == 8 && t.bits < 8)) continue;
+    const int fields = 8 / width, k = column % 32 % (4 * fields);
+    const uint8_t byte = unit[(shift + column % 32 / (4 * fields)) * kVector + row % kLanes * 4 + k % 4];
+    code |= (byte >> width * (k / 4) & ((1 << width) - 1)) << shift;
+    shift += width;
+  }
+  return code;
+}
+
+int base3_code(const Term& t, int row, int column) {
+  const uint8_t* unit = t.codes + (size_t(row / kLanes) * t.units + column / 20) * kVector;
+  int v = unit[row % kLanes * 4 + column % 4];
+  for (int i = column % 20 / 4; i; i--) v /= 3;
+  return v % 3;
+}
+
+int nm_code(const Term& t, int block, int row, int column) {
+  const size_t at = (size_t(row / kLanes) * t.units + column / block) * kVector + row % kLanes * 4;
+  for (int i = 0; i < 4; i++)
+    if (t.codes[at + i] == column % block) return t.values[at + i];
+  return kAbsent;
+}
+
+// Codes [row][column] of one term, kAbsent where a sparse term has none.
+std::vector<int> term_codes(const MatrixView& m, const Term& t) {
+  std::vector<int> codes(size_t(m.rows) * m.columns);
+  for (int n = 0; n < m.rows; n++)
+    for (int k = 0; k < m.columns; k++)
+      codes[size_t(n) * m.columns + k] = t.kind == Kind::fields  ? field_code(t, n, k)
+                                         : t.kind == Kind::base3 ? base3_code(t, n, k)
+                                         : t.kind == Kind::nm    ? nm_code(t, m.runs[t.runs].unit, n, k)
+                                                                 : kAbsent;
+  if (t.kind != Kind::bitmap) return codes;
+  size_t position = 0;
+  for (int tile = 0; tile < m.tiles; tile++)
+    for (int quad = 0; quad < t.units * 8; quad++)
+      for (int i = 0; i < kVector; i++) {
+        if (!(t.codes[(size_t(tile) * t.units + quad / 8) * kVector + i] >> quad % 8 & 1)) continue;
+        const int row = tile * kLanes + i / 4, column = quad * 4 + i % 4;
+        const int value = t.bits == 8 ? t.values[position] : t.values[position / 2] >> 4 * (position % 2) & 15;
+        if (row < m.rows && column < m.columns) codes[size_t(row) * m.columns + column] = value;
+        position++;
+      }
+  return codes;
+}
+
+}  // namespace
+
+void reference_multiply(const MatrixView& m, const float* x, int count, float* y) {
+  std::vector<std::vector<int>> codes;
+  for (int i = 0; i < m.terms; i++) codes.push_back(term_codes(m, m.term[i]));
+  std::vector<int> q(m.columns);
+  for (int token = 0; token < count; token++, x += m.columns, y += m.rows) {
+    for (int n = 0; n < m.rows; n++) y[n] = 0;
+    for (int g = 0; g < m.groups; g++) {
+      const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : m.columns;
+      float top = 0;
+      for (int k = from; k < to; k++) top = std::fmax(top, std::fabs(x[k]));
+      const float scale = top / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
+      for (int k = from; k < to; k++) q[k] = int(std::nearbyint(std::fmax(std::fmin(x[k] * inverse, 127.0f), -127.0f)));
+      for (int n = 0; n < m.rows; n++)
+        for (int i = 0; i < m.terms; i++) {
+          const Term& t = m.term[i];
+          int32_t a = 0, sum = 0;
+          for (int k = from; k < to; k++) {
+            const int code = codes[i][size_t(n) * m.columns + k];
+            if (code == kAbsent) continue;
+            a += code * q[k], sum += q[k];
+          }
+          const size_t at = (size_t(n / kLanes) * t.groups + t.weight_group[g]) * kLanes + n % kLanes;
+          const float s = from_half(t.scales[at]), min = t.mins ? from_half(t.mins[at]) : s * t.offset;
+          const float product = s * float(a), correction = min * float(sum);
+          y[n] += scale * (product + correction);
+        }
+    }
+    if (m.bias)
+      for (int n = 0; n < m.rows; n++) y[n] += m.bias[n];
+  }
+}
+
+}  // namespace bitwright
