@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from bitwright.engine.job import Job
-from bitwright.engine.plan import Plan
+from bitwright.engine.plan import Plan, block_weights
 from bitwright.engine.workers import cores
 from bitwright.errors import Refused
-from bitwright.solvers.gptq import Gptq
 from bitwright.linalg import Hessian
+from bitwright.solvers.gptq import Gptq
 
 if TYPE_CHECKING:
     from bitwright.models.source import Source
@@ -23,14 +23,14 @@ BATCH = 4  # sequences that run through a block together
 PASSES = 2.2  # runs through a block: once up to each wave, once to its end
 
 
-def peak_bytes(job: Job, structure: Structure, batch: int) -> int:
+def peak_bytes(job: Job, source: Source, structure: Structure, batch: int) -> int:
     """Memory that a job needs beside the imported libraries: a block, its Hessian and factors, activations.
 
     Calibration activations between blocks and the source's weights are mapped files and do not count.
     """
     threads = job.threads or cores()
-    shapes = [shape for _, shape in structure.weights()]
-    blocks = max(1, len(structure.waves))
+    shapes = [shape for _, shape in block_weights(source, structure)]
+    blocks = len(structure.blocks)
     block = 4 * sum(prod(shape) for shape in shapes) // blocks
     columns = max(shape[-1] for shape in shapes)
     # grams of the tasks under way and waiting, their float64 sum, and three float64 matrices of the factorisation
@@ -41,43 +41,32 @@ def peak_bytes(job: Job, structure: Structure, batch: int) -> int:
     return block + max(curvature + activations, curvature + solving)
 
 
-def batch_for(job: Job, structure: Structure) -> int:
+def batch_for(job: Job, source: Source, structure: Structure) -> int:
     """The most sequences, up to 4, that keep to `max_memory`."""
     if job.max_memory is None:
         return BATCH
     for batch in (BATCH, 2, 1):
-        if peak_bytes(job, structure, batch) <= job.max_memory:
+        if peak_bytes(job, source, structure, batch) <= job.max_memory:
             return batch
-    need = peak_bytes(job, structure, 1)
+    need = peak_bytes(job, source, structure, 1)
     raise Refused(
         f"one block of this model needs about {need / 1e6:.0f} MB, more than --max-memory "
         f"{job.max_memory / 1e6:.0f} MB: raise it, or give a smaller --length or --threads."
     )
 
 
-def seconds(job: Job, plan: Plan, structure: Structure) -> float:
+def seconds(job: Job, source: Source, plan: Plan, structure: Structure) -> float:
     """Rough duration from a probe of this machine: matrix products and one small solved layer."""
     threads = job.threads or cores()
-    weights = sum(prod(shape) for _, shape in structure.weights())
+    weights = sum(prod(shape) for _, shape in block_weights(source, structure))
     solver = plan.recipe.solver
     rate = _products_per_second()
     forward = PASSES * weights * job.tokens / rate / threads if solver.needs_hessian else 0.0
-    grams = (
-        sum(shape[-1] ** 2 for wave in _waves(structure) for shape in wave[:1]) * job.tokens / rate / threads
-        if solver.needs_hessian
-        else 0.0
-    )
+    shapes = dict(block_weights(source, structure))
+    inputs = [shapes[f"{block.path}.{wave[0]}"][-1] for block in structure.blocks for wave in block.waves]
+    grams = sum(c**2 for c in inputs) * job.tokens / rate / threads if solver.needs_hessian else 0.0
     per_entry = _solve_seconds(plan) if isinstance(solver, Gptq) else 2e-8
     return forward + grams + weights * per_entry / min(threads, 2) + 10.0
-
-
-def _waves(structure: Structure) -> list[list[tuple[int, ...]]]:
-    shapes = dict(structure.weights())
-    return [
-        [shapes[f"{structure.blocks}.{index}.{name}"] for name in wave]
-        for index, waves in enumerate(structure.waves)
-        for wave in waves
-    ]
 
 
 def _products_per_second() -> float:

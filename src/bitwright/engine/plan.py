@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitwright.artifact.layout import Calibration, Origin, Quantization, RecipeRow, Weight
+from bitwright.artifact.layout import Origin, Quantization, RecipeRow, Weight
 from bitwright.artifact.plan import Part, plan_rows, totals
 from bitwright.artifact.write import Contents, predicted_bytes
 from bitwright.bits import Bits, total
@@ -54,7 +53,7 @@ class Plan:
 
 def make_plan(job: Job, source: Source, structure: Structure) -> Plan:
     """The plan of a job; `--target-size` is met by the most bits that fit."""
-    shapes = [matrix for _, shape in structure.weights() for matrix in [(shape[-2], shape[-1])] * _count(shape)]
+    shapes = [matrix for _, shape in block_weights(source, structure) for matrix in _matrices(shape)]
 
     def at(bits: float | None) -> Plan:
         recipe, caution = settings.choose(job.recipe, job.settings, bits, shapes)
@@ -104,7 +103,7 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
         parts[structure.embedding] = "embedding"
         if structure.tied and structure.head:
             tied = ((structure.head, structure.embedding),)
-    for name, shape in structure.weights():
+    for name, shape in block_weights(source, structure):
         fmt = recipe.format_of(name)
         if fmt is not None:
             weights.append((name, shape, fmt))
@@ -122,7 +121,7 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
     kept = {}
     for name in source.names():
         if name not in stored:
-            kept[name] = PlaneSpec(source.dtype(name), tuple(source.shape(name)))
+            kept[name] = PlaneSpec(source.tensor(name).dtype, tuple(source.shape(name)))
     origin = Origin(
         bitwright=_version(),
         recipe=RecipeRow(name=recipe.name, settings=dict(asked), spec=to_spec(recipe)),
@@ -132,16 +131,20 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
     return Plan(recipe, caution, Contents(config, quantization, kept, origin, parts), formats)
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) == 3 else 1
+def block_weights(source: Source, structure: Structure) -> list[tuple[str, tuple[int, ...]]]:
+    """Linears [R, C] and stacks of experts [E, R, C] of all blocks, by module path, in order of use."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for block in structure.blocks:
+        found += [(f"{block.path}.{n}", tuple(source.shape(f"{block.path}.{n}.weight"))) for n in block.linears]
+        found += [(f"{block.path}.{experts.name}", experts.shape) for experts in block.experts]
+    return found
+
+
+def _matrices(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    return [(shape[-2], shape[-1])] * (shape[0] if len(shape) == 3 else 1)
 
 
 def _version() -> str:
     from bitwright import __version__
 
     return __version__
-
-
-def calibration_row(data: Path | None, sha256: str, tokens: int) -> Calibration:
-    """How the manifest names the calibration text."""
-    return Calibration(data=data.name if data else "own samples", sha256=sha256, tokens=tokens)

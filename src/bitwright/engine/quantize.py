@@ -23,9 +23,9 @@ from bitwright.solvers.rtn import Rtn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from bitwright.models.skeleton import BlockCall
+    from bitwright.models.calls import BlockCall
     from bitwright.models.source import Source
-    from bitwright.models.structure import Structure
+    from bitwright.models.structure import Block, Structure
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # what, done, of
@@ -43,40 +43,37 @@ class Run:
     journal: Journal
     workers: Workers
     hidden: Tensor
-    calls: list[BlockCall]
+    calls: dict[int, list[BlockCall]]  # by number of sequences: how the model calls each block
     batch: int
     progress: Progress
     unseen: list[str] = field(default_factory=list)  # experts that calibration never reached
 
     def blocks(self) -> None:
         """Quantize every block that the journal does not hold, replay the others."""
-        blocks = self.model.get_submodule(self.structure.blocks)
-        assert isinstance(blocks, nn.ModuleList)
-        for index, block in enumerate(blocks):
-            prefix = f"{self.structure.blocks}.{index}"
-            self.progress("blocks", index, len(blocks))
-            materialise(block, self.source, prefix)
-            part = f"block-{index:05}"
-            done = self.journal.get(part)
+        count = len(self.structure.blocks)
+        for index, part in enumerate(self.structure.blocks):
+            self.progress("blocks", index, count)
+            block = self.model.get_submodule(part.path)
+            materialise(block, self.source, part.path)
+            entry = block_part(index)
+            done = self.journal.get(entry)
             if done is None:
-                tensors, notes = self._solve_block(index, block, prefix)
-                self.journal.put(part, tensors, notes)
+                self.journal.put(entry, *self._solve_block(index, part, block))
             else:
-                self._replay(block, prefix, done)
-                self.unseen += self.journal.notes(part).get("unseen", [])
-            if index + 1 < len(blocks):
+                self._replay(part, block, done)
+            self.unseen += self.journal.notes(entry)["unseen"]
+            if index + 1 < count and len(self.hidden):
                 self._advance(index, block)
             release(block)
-        self.progress("blocks", len(blocks), len(blocks))
+        self.progress("blocks", count, count)
 
     def tables(self) -> None:
         """Round the embedding and an untied head, a strip of rows at a time; they have no statistics."""
         parts = self.plan.contents.parts
         for name in parts:
-            part = name.replace(".", "-")
-            if self.journal.get(part) is None:
+            if self.journal.get(table_part(name)) is None:
                 self.progress(name, 0, 1)
-                self.journal.put(part, self._table(name, self.plan.formats[name]), {})
+                self.journal.put(table_part(name), self._table(name, self.plan.formats[name]), {})
 
     def _table(self, name: str, fmt: Format) -> dict[str, Tensor]:
         rows = self.source.shape(name + ".weight")[0]
@@ -91,31 +88,26 @@ class Run:
         strips = list(self.workers.map(strip, range(0, rows, STRIP)))
         return {f"{name}.{role}": torch.cat([s[role] for s in strips]) for role in strips[0]}
 
-    def _solve_block(self, index: int, block: nn.Module, prefix: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+    def _solve_block(self, index: int, part: Block, block: nn.Module) -> tuple[dict[str, Tensor], dict[str, object]]:
         tensors: dict[str, Tensor] = {}
         errors: dict[str, float] = {}
         unseen: list[str] = []
-
-        def keep(name: str, q: QTensor) -> None:
-            tensors.update({f"{name}.{role}": plane for role, plane in q.planes.items()})
-
-        for wave in self.structure.waves[index]:
-            layers = {f"{prefix}.{n}": block.get_submodule(n) for n in wave if f"{prefix}.{n}" in self.plan.formats}
-            for name, (q, error) in self._solve_wave(index, block, layers).items():
-                keep(name, q)
-                errors[name] = error
-        for relative in self.structure.experts[index]:
-            name = f"{prefix}.{relative}"
+        for wave in part.waves:
+            layers = {name: block.get_submodule(name) for name in wave if f"{part.path}.{name}" in self.plan.formats}
+            for name, (q, error) in self._solve_wave(index, part, block, layers).items():
+                tensors.update({f"{part.path}.{name}.{role}": plane for role, plane in q.planes.items()})
+                errors[f"{part.path}.{name}"] = error
+        for experts in part.experts:
+            name = f"{part.path}.{experts.name}"
             if name in self.plan.formats:
-                solved, missing = self._solve_experts(index, block, relative, name)
+                solved, missing = self._solve_experts(index, block, experts.name, name)
                 for role in solved[0].planes:
                     tensors[f"{name}.{role}"] = torch.stack([q.planes[role] for q in solved])
                 unseen += missing
-        self.unseen += unseen
         return tensors, {"errors": errors, "unseen": unseen}
 
     def _solve_wave(
-        self, index: int, block: nn.Module, layers: dict[str, nn.Module]
+        self, index: int, part: Block, block: nn.Module, layers: dict[str, nn.Module]
     ) -> dict[str, tuple[QTensor, float]]:
         """Solve the layers that share an input, and put the decoded weights in their place."""
         if not layers:
@@ -124,17 +116,18 @@ class Run:
         assert isinstance(first, nn.Linear)
         statistics: Hessian | None = None
         if self.plan.recipe.solver.needs_hessian:
-            run = self.calls[index].runner(block)
+            run = self._runner(index, block)
             grams = self.workers.map(lambda batch: gram(run, first, batch), self._batches())
-            statistics = hessian(grams, next(iter(layers)))
+            statistics = hessian(grams, f"{part.path}.{next(iter(layers))}")
 
         def solve(item: tuple[str, nn.Module]) -> tuple[QTensor, float]:
             name, layer = item
-            return self._solve(name, layer.weight, statistics)  # type: ignore[arg-type]
+            assert isinstance(layer, nn.Linear)
+            return self._solve(f"{part.path}.{name}", layer.weight, statistics)
 
         found = dict(zip(layers, self.workers.map(solve, layers.items()), strict=True))
         for name, layer in layers.items():
-            layer.weight = nn.Parameter(found[name][0].dequantize(), requires_grad=False)  # type: ignore[assignment]
+            layer.weight = nn.Parameter(found[name][0].dequantize(), requires_grad=False)
         return found
 
     def _solve(self, name: str, w: Tensor, statistics: Hessian | None) -> tuple[QTensor, float]:
@@ -151,7 +144,7 @@ class Run:
         stack = block.get_parameter(relative)
         statistics: dict[int, Hessian | None] = {}
         if self.plan.recipe.solver.needs_hessian:
-            run = self.calls[index].runner(block)
+            run = self._runner(index, block)
             seen = list(self.workers.map(lambda batch: expert_grams(run, stack, batch), self._batches()))
             for e in range(stack.shape[0]):
                 statistics[e] = hessian((s[e] for s in seen if e in s), f"{name}[{e}]")
@@ -166,35 +159,47 @@ class Run:
         stack.copy_(torch.stack([q.dequantize() for q in solved]))
         return solved, missing
 
-    def _replay(self, block: nn.Module, prefix: str, done: dict[str, Tensor]) -> None:
+    def _replay(self, part: Block, block: nn.Module, done: dict[str, Tensor]) -> None:
         """Put the weights of a finished block back in place."""
-        for name, fmt in self.plan.formats.items():
-            if not name.startswith(prefix + "."):
-                continue
-            relative = name.removeprefix(prefix + ".")
-            roles = {k.removeprefix(name + "."): v for k, v in done.items() if k.startswith(name + ".")}
-            if relative in self.structure.experts[self._index(prefix)]:
-                stack = block.get_parameter(relative)
-                for e in range(stack.shape[0]):
-                    own = {role: plane[e] for role, plane in roles.items()}
-                    stack[e] = QTensor(fmt, (stack.shape[1], stack.shape[2]), own).dequantize()
-            else:
-                layer = block.get_submodule(relative)
-                assert isinstance(layer, nn.Linear)
-                q = QTensor(fmt, (layer.out_features, layer.in_features), roles)
-                layer.weight = nn.Parameter(q.dequantize(), requires_grad=False)
 
-    def _index(self, prefix: str) -> int:
-        return int(prefix.rpartition(".")[2])
+        def planes(name: str) -> dict[str, Tensor]:
+            lead = f"{part.path}.{name}."
+            return {key.removeprefix(lead): plane for key, plane in done.items() if key.startswith(lead)}
+
+        for name in part.linears:
+            layer, fmt = block.get_submodule(name), self.plan.formats.get(f"{part.path}.{name}")
+            if fmt is not None:
+                assert isinstance(layer, nn.Linear)
+                q = QTensor(fmt, (layer.out_features, layer.in_features), planes(name))
+                layer.weight = nn.Parameter(q.dequantize(), requires_grad=False)
+        for experts in part.experts:
+            stack, fmt = block.get_parameter(experts.name), self.plan.formats.get(f"{part.path}.{experts.name}")
+            if fmt is not None:
+                for e in range(experts.shape[0]):
+                    own = {role: plane[e] for role, plane in planes(experts.name).items()}
+                    stack[e] = QTensor(fmt, experts.shape[1:], own).dequantize()
 
     def _advance(self, index: int, block: nn.Module) -> None:
         """Outputs of the block as it is now become the inputs of the next."""
-        run = self.calls[index].runner(block)
+        run = self._runner(index, block)
         outputs = self.workers.map(run, self._batches())
         for start, out in zip(range(0, len(self.hidden), self.batch), outputs, strict=True):
             if not bool(out.isfinite().all()):
                 raise WorkFailed(f"block {index} gives non-finite outputs on the calibration text.")
             self.hidden[start : start + self.batch] = out
 
+    def _runner(self, index: int, block: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda batch: self.calls[len(batch)][index].run(block, batch)
+
     def _batches(self) -> list[Tensor]:
         return [self.hidden[start : start + self.batch] for start in range(0, len(self.hidden), self.batch)]
+
+
+def block_part(index: int) -> str:
+    """The journal's name of a block."""
+    return f"block-{index:05}"
+
+
+def table_part(name: str) -> str:
+    """The journal's name of an embedding or head."""
+    return name.replace(".", "-")

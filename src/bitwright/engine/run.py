@@ -21,11 +21,12 @@ from bitwright.engine.estimate import batch_for
 from bitwright.engine.job import Job
 from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan, make_plan
-from bitwright.engine.quantize import Progress, Run
+from bitwright.engine.quantize import Progress, Run, block_part, table_part
 from bitwright.engine.verify import PROMPT, fixed_logits, same_when_reopened
 from bitwright.engine.workers import Workers
 from bitwright.errors import Refused, WorkFailed
-from bitwright.models.skeleton import record_calls, skeleton
+from bitwright.models.calls import BlockCall, record_calls
+from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
 from bitwright.runtime.load import assemble
@@ -49,7 +50,7 @@ class Result:
 def prepare(job: Job) -> tuple[Source, Structure, Plan]:
     """Everything that can be known without work; all refusals of settings happen here."""
     source = open_source(job.model)
-    structure = infer(source.config)
+    structure = infer(skeleton(source.config))
     return source, structure, make_plan(job, source, structure)
 
 
@@ -59,7 +60,7 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
     require_free(job.out)
     with lock(job.out):
         source, structure, plan = prepare(job)
-        batch = batch_for(job, structure)
+        batch = batch_for(job, source, structure)
         progress("calibration text", 0, 1)
         ids, row = _calibration(job, source, plan)
         identity = _identity(job, source, plan, row, batch)
@@ -155,10 +156,12 @@ def _start(
     """Inputs of the first block, in a mapped file, and the arguments that the model gives each block."""
     model = skeleton(source.config)
     if ids is None:
-        return Run(plan, source, structure, model, journal, workers, torch.empty(0), [], batch, progress)
-    hidden = None
+        return Run(plan, source, structure, model, journal, workers, torch.empty(0), {}, batch, progress)
+    hidden: Tensor | None = None
+    calls: dict[int, list[BlockCall]] = {}
     for start in range(0, len(ids), batch):
-        part, calls = record_calls(model, source, structure, ids[start : start + batch])
+        part, own = record_calls(model, source, structure, ids[start : start + batch])
+        calls[len(part)] = own
         if hidden is None:
             shape = (len(ids), *part.shape[1:])
             store = journal.folder / "hidden.bin"
@@ -171,16 +174,17 @@ def _start(
 def _stored(plan: Plan, source: Source, structure: Structure, journal: Journal) -> Callable[[str], Tensor]:
     """Tensors of the artifact by name: finished parts of the journal, and what stays as the source has it."""
     kept = plan.contents.kept
+    owner = {
+        f"{block.path}.{name}": index
+        for index, block in enumerate(structure.blocks)
+        for name in (*block.linears, *(experts.name for experts in block.experts))
+    }
 
     def read(name: str) -> Tensor:
         if name in kept:
             return source.tensor(name)
         weight = name.rpartition(".")[0]
-        if weight in plan.contents.parts:
-            part = weight.replace(".", "-")
-        else:
-            index = int(weight.removeprefix(structure.blocks + ".").split(".")[0])
-            part = f"block-{index:05}"
+        part = table_part(weight) if weight in plan.contents.parts else block_part(owner[weight])
         found = journal.get(part)
         if found is None:
             raise WorkFailed(f"{journal.folder} lost the part {part} while it was used: run the same command again.")
@@ -210,6 +214,6 @@ def _verify(folder: Path, plan: Plan, tensor: Callable[[str], Tensor], manifest:
 
 def _errors(structure: Structure, journal: Journal) -> dict[str, float]:
     found: dict[str, float] = {}
-    for index in range(len(structure.waves)):
-        found |= journal.notes(f"block-{index:05}")["errors"]
+    for index in range(len(structure.blocks)):
+        found |= journal.notes(block_part(index))["errors"]
     return found

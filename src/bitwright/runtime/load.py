@@ -54,10 +54,12 @@ def assemble(
     kept: tuple[str, ...],
 ) -> PreTrainedModel:
     """A model from its config and stored tensors, wherever those come from."""
-    from bitwright.models.config import from_dict
+    from transformers import AutoConfig
+
     from bitwright.models.skeleton import skeleton
 
-    model = skeleton(from_dict(config))
+    own = {key: value for key, value in config.items() if key not in ("quantization_config", "model_type")}
+    model = skeleton(AutoConfig.for_model(config["model_type"], **own))
     install(model, quantization, formats)
     for weight in quantization.weights:
         module = model.get_submodule(weight.name)
@@ -119,7 +121,9 @@ def _parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def _embedding_scale(table: nn.Embedding) -> float:
     """The constant by which some embeddings (Gemma) multiply what they look up."""
-    scale = getattr(table, "embed_scale", None)
+    scale = getattr(table, "scalar_embed_scale", None)
+    if scale is None and hasattr(table, "embed_scale"):
+        scale = table.embed_scale
     return 1.0 if scale is None else float(scale)
 
 
