@@ -201,7 +201,7 @@ def _module_names(config: PretrainedConfig, processor: Any) -> dict[str, str]:
 
     model = skeleton(config)
     # transformers would walk every module for names that differ by a prefix: seconds, and rarely of use
-    flat = SimpleNamespace(config=model.config, state_dict=model.state_dict, named_children=lambda: [])
+    flat = SimpleNamespace(config=model.config, state_dict=model.state_dict, named_children=list)
     names: dict[str, str] = get_gguf_hf_weights_map(flat, processor)
     if not set(_shapes(model)) <= set(names.values()):
         names = get_gguf_hf_weights_map(model, processor)
