@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bitwright.integrations.hook import after_import
+from bitwright.hook import after_import
 
 if TYPE_CHECKING:
     from bitwright.engine.run import quantize
@@ -32,4 +32,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_VERBS[name]), name)
 
 
-after_import("transformers", "bitwright.integrations.transformers")
+after_import("transformers", "bitwright.runtime.pretrained")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bitwright.artifact.layout import Origin, Quantization, RecipeRow, Weight
 from bitwright.artifact.plan import Part, plan_rows, totals
 from bitwright.artifact.write import Contents, predicted_bytes
@@ -127,8 +129,16 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
         recipe=RecipeRow(name=recipe.name, settings=dict(asked), spec=to_spec(recipe)),
         fingerprint="",
     )
-    config = source.config.to_dict()
+    config = source.config.to_dict() | {"dtype": _float_type(kept)}
     return Plan(recipe, caution, Contents(config, quantization, kept, origin, parts), formats)
+
+
+def _float_type(kept: dict[str, PlaneSpec]) -> str:
+    """The widest float type among the kept tensors: what transformers is to load the artifact in."""
+    floats = {spec.dtype for spec in kept.values() if spec.dtype.is_floating_point}
+    if torch.float32 in floats or not floats or len(floats) > 1:
+        return "float32"
+    return str(floats.pop()).removeprefix("torch.")
 
 
 def block_weights(source: Source, structure: Structure) -> list[tuple[str, tuple[int, ...]]]:

@@ -84,10 +84,10 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
 
 def _calibration(job: Job, source: Source, plan: Plan) -> tuple[Tensor | None, Calibration | None]:
     """Token ids [S, T] and how the manifest names them; nothing for a solver that needs no data."""
-    from bitwright.calibrate import tokens
-
     if not plan.recipe.solver.needs_hessian:
         return None, None
+    from bitwright.calibrate import tokens
+
     count = max(1, job.tokens // job.length)
     if job.data is not None:
         documents = tokens.read_text(job.data)

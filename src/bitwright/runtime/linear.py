@@ -134,6 +134,11 @@ class TiedHead(QLinear):
         """The embedding's planes."""
         return self._table.planes  # type: ignore[no-any-return, union-attr]
 
+    @property
+    def weight(self) -> Tensor:
+        """The embedding's codes, where other code looks for a weight."""
+        return self.planes["weight"]
+
     def _apply(self, fn: Any, recurse: bool = True) -> TiedHead:
         return self
 

@@ -27,10 +27,12 @@ def load(path: str | Path, activations: Activations = "int8") -> PreTrainedModel
     `activations` "int8" is what kernels compute; "float" multiplies by decoded weights.
     """
     from bitwright.artifact.read import open_artifact
+    from bitwright.runtime.pretrained import mark_quantized
 
     artifact = open_artifact(Path(path))
     model = assemble(artifact.config, artifact.quantization, artifact.formats, artifact.tensor, artifact.kept)
     set_activations(model, activations)
+    mark_quantized(model, artifact.quantization)
     _generation_config(model, artifact)
     return model
 
@@ -95,7 +97,8 @@ def install(model: nn.Module, quantization: Quantization, formats: tuple[Format,
         parent, leaf = _parent(model, head)
         setattr(parent, leaf, TiedHead(embedding))
     if quantization.tied:
-        model._tied_weights_keys = {}  # type: ignore[assignment]  # nothing is left for transformers to tie
+        # nothing is left for transformers to tie
+        model._tied_weights_keys = model.all_tied_weights_keys = {}  # type: ignore[assignment]
 
 
 def place(model: nn.Module, name: str, value: Tensor) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bitwright.artifact.layout import Quantization
 
 
 @register_quantization_config("bitwright")
@@ -42,3 +47,11 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
     def is_trainable(self) -> bool:
         """Codes are integers."""
         return False
+
+
+def mark_quantized(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Tell transformers what the model is, as if `from_pretrained` had loaded it: `save_pretrained` needs to know."""
+    config = BitwrightConfig(**quantization.model_dump(mode="json", exclude={"quant_method"}))
+    model.config.quantization_config = config
+    model.hf_quantizer = BitwrightQuantizer(config)
+    model.is_quantized = True
