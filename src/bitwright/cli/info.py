@@ -1,0 +1,74 @@
+"""`bitwright info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bitwright.cli.output import Json, megabytes, print_json, print_table
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="A folder that bitwright wrote.")],
+    check: Annotated[bool, typer.Option("--check", help="Also read every file and compare its SHA-256.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what is inside, where it comes from, and which code runs each kind of weight."""
+    from bitwright.artifact.read import open_artifact
+    from bitwright.runtime.describe import describe
+
+    artifact = open_artifact(path)
+    told = describe(artifact)
+    if check:
+        artifact.verify_hashes()
+        told["hashes"] = "equal"
+    if json:
+        print_json(told)
+    else:
+        _print(told)
+
+
+def _print(told: dict[str, Any]) -> None:
+    from bitwright.runtime.describe import format_name, grouped
+
+    bits = told["stored_bits_per_weight"]
+    print(f"{told['path']}: {told['architecture']}, {megabytes(told['file_bytes'])}", end="")
+    print("" if bits is None else f", {bits:.4f} stored bits a weight in the blocks")
+    print("bytes: " + ", ".join(f"{part} {size:,}" for part, size in told["bytes"].items()) + "\n")
+    rows = [
+        [r["name"], str(r["count"]), "x".join(map(str, r["shape"])), str(r["format"]), f"{r['bytes']:,}"]
+        for r in grouped(told["weights"])
+    ]
+    print_table(["weight", "count", "shape", "format", "bytes each"], rows)
+    kinds = list(next(iter(told["bits"].values()), {}))
+    spent = [[part, *(f"{value / 8:,.0f}" for value in named.values())] for part, named in told["bits"].items()]
+    print()
+    print_table(["bytes by what they are spent on", *kinds], spent)
+    print()
+    for index, row in enumerate(told["formats"]):
+        print(f"format {index}: {format_name(row['spec'])}, {row['weights']} weights")
+        for path in row["paths"]:
+            print(f"  runs on {path}")
+    for head, table in told["tied"]:
+        print(f"{head} is {table}, stored once")
+    print()
+    _print_origin(told)
+
+
+def _print_origin(told: dict[str, Any]) -> None:
+    recipe, lineage, calibration = told["recipe"], told["lineage"], told["calibration"]
+    if recipe is None:
+        print("origin: not recorded (saved again by transformers)")
+        return
+    settings = "".join(f" {key}={value}" for key, value in recipe["settings"].items())
+    print(f"made by bitwright {told['bitwright']}, recipe {recipe['name']}{settings}")
+    print(f"from {lineage.get('name')} (digest {str(lineage.get('digest'))[:16]}, licence {lineage.get('licence')})")
+    if calibration:
+        sha256 = calibration["sha256"][:16]
+        print(f"calibrated on {calibration['data']}, {calibration['tokens']:,} tokens (sha256 {sha256})")
+    checked = told["verification"] or {"none": "recorded"}
+    print("verification: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in checked.items()))
+    if "hashes" in told:
+        print("every file has the SHA-256 that was recorded")

@@ -1,0 +1,122 @@
+"""Subjects measured side by side: what `evaluate`, `compare` and `demo` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright.cli.output import Step, print_table
+from bitwright.cli.subject import Subject
+from bitwright.errors import BadInput
+
+if TYPE_CHECKING:
+    from bitwright.evaluate.result import Result
+
+SPEED_TOKENS = 24  # generated for a speed, after a prompt of 16
+SPEED_PROMPT = 16
+COLUMNS = ("model", "file MB", "stored bits", "perplexity", "KL mean", "KL p99", "top-1 same", "tokens/s")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One subject with its scores and its speed."""
+
+    subject: Subject
+    result: Result
+    tokens_per_second: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Stable keys of issue and README; what was not measured is null."""
+        return {
+            **self.result.to_json(),
+            "file_bytes": self.subject.file_bytes,
+            "stored_bits_per_weight": self.subject.stored_bits,
+            "tokens_per_second": self.tokens_per_second,
+        }
+
+
+def measure(
+    subjects: Sequence[Subject], reference: Subject | None, text: Path | None, limit: int | None, step: Step
+) -> dict[str, Measured]:
+    """Every subject on the same windows of a text; finished windows are kept for the next time."""
+    from bitwright.evaluate.protocol import load_text, prepare
+    from bitwright.evaluate.run import Candidate, compare
+    from bitwright.models.cache import cache_folder
+
+    by_name = {subject.name: subject for subject in subjects}
+    if len(by_name) < len(subjects):
+        raise BadInput("a model is named twice: give every model once.")
+    if reference is not None:
+        by_name.setdefault(reference.name, reference)
+    first = reference or subjects[0]
+    positions = [subject.positions for subject in by_name.values() if subject.positions]
+    protocol, windows = prepare(
+        first.tokenizer(), load_text(text), max_positions=min(positions, default=None), limit=limit
+    )
+    candidates = {name: Candidate(subject.load, subject.fingerprint) for name, subject in by_name.items()}
+    step("windows", 0, len(windows))
+    results = compare(
+        candidates,
+        windows,
+        protocol,
+        reference=reference.name if reference else None,
+        cache=cache_folder() / "windows",
+        progress=lambda done, of: step("windows", done, of),
+    )
+    found = {}
+    for name, subject in by_name.items():
+        step(f"speed of {name}", 0, None)
+        found[name] = Measured(subject, results[name], speed(subject, windows[0].tolist()))
+    return found
+
+
+def speed(subject: Subject, ids: list[int]) -> float:
+    """Tokens a second while generating: the median of three runs after a short prompt."""
+    from bitwright.evaluate.speed import generation_speed
+    from bitwright.runtime.generate import tokens
+
+    model = subject.load()
+    return generation_speed(lambda: sum(1 for _ in tokens(model, ids[:SPEED_PROMPT], SPEED_TOKENS))).median
+
+
+def print_measured(rows: Sequence[Measured]) -> None:
+    """The table for people."""
+    print_table(COLUMNS, [cells(row.to_json()) for row in rows])
+
+
+def markdown_table(rows: Sequence[Measured]) -> str:
+    """The same table as Markdown."""
+    lines = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:])), *(cells(row.to_json()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cells(told: dict[str, Any]) -> tuple[str, ...]:
+    """One row of text for `COLUMNS`."""
+    error = told["perplexity_difference_se"]
+    return (
+        told["name"],
+        f"{told['file_bytes'] / 1e6:.1f}",
+        _number(told["stored_bits_per_weight"], ".3f"),
+        f"{told['perplexity']:.2f}" + (f" ± {error:.2f}" if error else ""),
+        _number(told["kl_mean"], ".3f"),
+        _number(told["kl_p99"], ".2f"),
+        _number(told["top1_agreement"], ".1%"),
+        f"{told['tokens_per_second']:.1f}",
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def check_plot(path: Path | None) -> None:
+    """`BadInput` before any work if a picture cannot be drawn there."""
+    if path is None:
+        return
+    if path.suffix not in (".png", ".svg"):
+        raise BadInput(f"--plot {path}: give a name that ends in .png or .svg.")
+    if find_spec("matplotlib") is None:
+        raise BadInput("pictures need matplotlib: pip install 'bitwright[report]'.")

@@ -1,0 +1,133 @@
+"""What people and machines see: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; default: all this process may use.")]
+Step = Callable[[str, int, int | None], None]
+"""Called with the name of a stage, steps done, and steps in all (None: not known)."""
+
+PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
+
+
+def note(text: str) -> None:
+    """A line for people that is not part of the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """The one JSON object of a command; numbers that JSON cannot spell are null."""
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not (float("-inf") < value < float("inf")):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people: the first column to the left, all others to the right. Lines are never cut."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        first, *others = (
+            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join((first, *others)).rstrip())
+
+
+@contextmanager
+def quiet_stdout(wanted: bool) -> Iterator[None]:
+    """While a machine reads stdout, what libraries print there goes to stderr."""
+    if not wanted:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
+def interruptible(advice: str) -> Iterator[None]:
+    """Turns Ctrl-C into one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"stopped: {advice}")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def progress() -> Iterator[Step]:
+    """A bar with the remaining time on a terminal, a line now and then elsewhere."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield _Lines().step
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def step(what: str, done: int, of: int | None) -> None:
+            if what not in tasks:
+                for earlier in tasks.values():
+                    bars.update(earlier, visible=False)
+                tasks[what] = bars.add_task(what, total=of)
+            text = what if of in (None, 1) else f"{what} {done}/{of}"
+            bars.update(tasks[what], completed=done, total=of if of != 1 else None, description=text)
+
+        yield step
+
+
+class _Lines:
+    """Progress as lines: every new stage, then one line each `PLAIN_EVERY` seconds."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.began = self.told = time.monotonic()
+        self.first = 0
+
+    def step(self, what: str, done: int, of: int | None) -> None:
+        now = time.monotonic()
+        if what != self.stage:
+            self.stage, self.began, self.told, self.first = what, now, now, done
+            note(what if of in (None, 1) else f"{what}: {of}")
+        elif now - self.told >= PLAIN_EVERY and of and done > self.first:
+            self.told = now
+            left = (now - self.began) / (done - self.first) * (of - done)
+            note(f"{what}: {done} of {of}, about {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "8 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def megabytes(count: float) -> str:
+    """Bytes as millions: "45.2 MB"."""
+    return f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,205 @@
+"""`bitwright quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitwright.cli.output import (
+    Json,
+    Threads,
+    duration,
+    interruptible,
+    megabytes,
+    note,
+    print_json,
+    print_table,
+    progress,
+    quiet_stdout,
+)
+from bitwright.errors import BadInput
+
+if TYPE_CHECKING:
+    from bitwright.engine.job import Job
+    from bitwright.engine.plan import Plan
+    from bitwright.engine.run import Result
+    from bitwright.models.source import Source
+    from bitwright.models.structure import Structure
+
+WORST = 5  # layers named in the summary
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A model folder, a GGUF file, or a name: smollm2, gemma3-270m.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder to write.")] = None,
+    recipe: Annotated[str, typer.Option(help="See `bitwright recipes`.")] = "gptq",
+    bits: Annotated[float | None, typer.Option(help="Stored bits a weight in the blocks, everything counted.")] = None,
+    target_size: Annotated[float | None, typer.Option(metavar="MB", help="Largest size of the weight files.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Calibration text (.txt, .jsonl, .gz); default: own samples.")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="PART.FIELD=VALUE", help="Repeatable.")] = None,
+    max_memory: Annotated[float | None, typer.Option(metavar="MB", help="Beside the imported libraries.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 20_480,
+    length: Annotated[int, typer.Option(help="Tokens of one calibration sequence.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the calibration text.")] = 0,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Make a small model out of a large one. An interrupted run goes on when the command is repeated."""
+    if out is None and not dry_run:
+        raise BadInput("there is no place to write to: give a new folder with -o OUT.")
+    job = make_job(
+        model=model, out=out or Path("not-written"), recipe=recipe, bits=bits, target_bytes=_bytes(target_size),
+        settings=settings or [], data=data, tokens=tokens, length=length, seed=seed,
+        max_memory=_bytes(max_memory), threads=threads,
+    )  # fmt: skip
+    with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
+        if dry_run:
+            told = _plan_facts(job)
+        else:
+            told = summary(job, run(job), job.out)
+    if json:
+        print_json(told)
+    elif dry_run:
+        _print_plan(told)
+    else:
+        print_summary(told)
+
+
+def make_job(*, settings: list[str], **fields: Any) -> Job:
+    """The job of these options; `BadInput` names the option that cannot be."""
+    from pydantic import ValidationError
+
+    from bitwright.engine.job import Job
+    from bitwright.engine.settings import parse
+
+    if fields.get("bits") is not None and fields.get("target_bytes") is not None:
+        raise BadInput("--bits and --target-size both decide the size: give one of them.")
+    try:
+        return Job(settings=parse(settings), **fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = {"target_bytes": "target-size"}.get(str(first["loc"][0]), str(first["loc"][0]).replace("_", "-"))
+        raise BadInput(f"--{option} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}.") from None
+
+
+def run(job: Job) -> Result:
+    """Print what is planned, then carry the job out under a progress bar."""
+    from bitwright.artifact.folder import require_free
+    from bitwright.engine.run import prepare
+    from bitwright.engine.run import quantize as carry_out
+
+    require_free(job.out)
+    source, structure, plan = prepare(job)
+    time, memory = estimates(job, source, structure, plan)
+    note(
+        f"{job.model} -> {job.out}: {megabytes(plan.file_bytes)} in all, "
+        f"{plan.stored_bits_per_weight:.3f} stored bits a weight in the blocks ({plan.recipe.name})"
+    )
+    note(f"about {duration(time)} (without sampling a calibration text), {megabytes(memory)} beside the libraries")
+    if plan.caution:
+        note(f"caution: {plan.caution}")
+    with progress() as step:
+        return carry_out(job, step)
+
+
+def estimates(job: Job, source: Source, structure: Structure, plan: Plan) -> tuple[float, int]:
+    """Seconds, and bytes of memory beside the imported libraries."""
+    from bitwright.engine.estimate import batch_for, peak_bytes, seconds
+
+    return seconds(job, source, plan, structure), peak_bytes(job, source, structure, batch_for(job, source, structure))
+
+
+def summary(job: Job, result: Result, out: Path) -> dict[str, Any]:
+    """What was made, for machines."""
+    from bitwright.evaluate.speed import peak_rss_bytes
+
+    manifest = result.manifest
+    return {
+        "path": str(out),
+        "model": job.model,
+        "recipe": manifest.recipe.name,
+        "file_bytes": manifest.totals.file_bytes,
+        "stored_bits_per_weight": manifest.totals.stored_bits_per_weight,
+        "seconds": result.seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "sha256": {row.name: row.sha256 for row in manifest.files if row.name.endswith(".safetensors")},
+        "fingerprint": manifest.fingerprint,
+        "verification": manifest.verification,
+        "unseen_experts": list(result.unseen),
+        "layer_errors": result.errors,
+    }
+
+
+def print_summary(told: dict[str, Any]) -> None:
+    """What was made, for people."""
+    print(f"{told['path']}: {megabytes(told['file_bytes'])}, {told['stored_bits_per_weight']:.3f} stored bits a weight")
+    print(f"took {duration(told['seconds'])}, peak memory {megabytes(told['peak_rss_bytes'])}")
+    print("verified: reopened in a fresh process, logits equal, bytes as planned")
+    for name, sha256 in told["sha256"].items():
+        print(f"sha256 {sha256}  {name}")
+    worst = sorted(told["layer_errors"].items(), key=lambda item: -item[1])[:WORST]
+    print("largest relative output errors: " + ", ".join(f"{name} {error:.3g}" for name, error in worst))
+    unseen = told["unseen_experts"]
+    if unseen:
+        print(
+            f"{len(unseen)} experts saw no calibration token and were solved from their weights alone: {unseen[0]} ..."
+        )
+
+
+def _bytes(megabytes: float | None) -> int | None:
+    return None if megabytes is None else round(megabytes * 1e6)
+
+
+def _plan_facts(job: Job) -> dict[str, Any]:
+    from bitwright.artifact.plan import kept_rows, plan_rows
+    from bitwright.engine.run import prepare
+
+    source, structure, plan = prepare(job)
+    time, memory = estimates(job, source, structure, plan)
+    rows = plan_rows(plan.contents.quantization, plan.contents.parts)
+    formats = plan.contents.quantization.formats
+    return {
+        "model": job.model,
+        "recipe": plan.recipe.name,
+        "caution": plan.caution,
+        "file_bytes": plan.file_bytes,
+        "stored_bits_per_weight": plan.stored_bits_per_weight,
+        "bits": plan.bits.named(),
+        "estimated_seconds": time,
+        "estimated_peak_bytes": memory,
+        "formats": list(formats),
+        "weights": [row.model_dump(mode="json") for row in rows],
+        "kept": [row.model_dump(mode="json") for row in kept_rows(plan.contents.kept)],
+    }
+
+
+def _print_plan(told: dict[str, Any]) -> None:
+    from bitwright.runtime.describe import format_name, grouped
+
+    kinds = [kind for kind in told["bits"] if any(row["bits"][kind] for row in told["weights"])]
+    rows = [
+        [
+            row["name"],
+            str(row["count"]),
+            "x".join(map(str, row["shape"])),
+            str(row["format"]),
+            *(f"{row['bits'][kind]:,}" for kind in kinds),
+            f"{row['bytes']:,}",
+        ]
+        for row in grouped(told["weights"])
+    ]
+    print_table(["weight", "count", "shape", "format", *(f"{kind} bits" for kind in kinds), "bytes"], rows)
+    print("each row: one of `count` weights\n")
+    for index, spec in enumerate(told["formats"]):
+        print(f"format {index}: {format_name(spec)}")
+    print(f"kept as they are: {len(told['kept'])} tensors")
+    print(f"file: {told['file_bytes']:,} bytes; blocks: {told['stored_bits_per_weight']:.4f} stored bits a weight")
+    print(f"about {duration(told['estimated_seconds'])} (without sampling a calibration text)")
+    print(f"memory: {megabytes(told['estimated_peak_bytes'])} beside the imported libraries")
+    if told["caution"]:
+        print(f"caution: {told['caution']}")

@@ -1,0 +1,119 @@
+"""What a command is pointed at: a folder that bitwright wrote, or a float model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright.errors import BitwrightError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bitwright.models.source import Source
+    from bitwright.runtime.linear import Activations
+
+FLOAT16 = 2  # bytes a weight by which a float model that was stored otherwise is counted
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that may be measured; nothing heavy happens before `load`."""
+
+    name: str
+    packed: bool
+    file_bytes: int  # of a float model: its parameters at 16 bits
+    stored_bits: float | None  # a weight in the blocks; None if the folder has lost its manifest
+    fingerprint: str | None  # weights and arithmetic
+    positions: int | None  # longest input
+    load: Callable[[], PreTrainedModel]
+    tokenizer: Callable[[], PreTrainedTokenizerBase]
+    parent: tuple[str, str] | None  # name and digest of the float model it was made from
+
+
+def open_subject(path: str, activations: Activations) -> Subject:
+    """A bitwright folder or a float source, checked but not loaded."""
+    if is_packed(Path(path)):
+        return _packed(Path(path), path, activations)
+    from bitwright.models.source import open_source
+
+    return _float(open_source(path))
+
+
+def is_packed(path: Path) -> bool:
+    """Whether the folder says that bitwright wrote it."""
+    if (path / "bitwright.json").exists():
+        return True
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    described = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(described, dict) and described.get("quant_method") == "bitwright"
+
+
+def parent_of(subject: Subject) -> tuple[Subject | None, str]:
+    """The float model a packed one was made from, if it is here and unchanged; and a sentence that says so."""
+    from bitwright.models.source import open_source
+
+    if subject.parent is None:
+        return None, "nothing to compare with: this is a float model, or its origin is not recorded"
+    name, digest = subject.parent
+    try:
+        source = open_source(name)
+    except BitwrightError as error:
+        return None, f"not compared with its float model {name}: {error}"
+    if source.digest() != digest:
+        return None, f"not compared with its float model: {name} has other weights now than when it was quantized"
+    return _float(source), f"compared with {name}, the float model it was made from"
+
+
+def _packed(path: Path, name: str, activations: Activations) -> Subject:
+    from bitwright.artifact.read import open_artifact
+    from bitwright.models.folder import read_tokenizer
+    from bitwright.runtime.load import load
+    from bitwright.spec import fingerprint
+
+    artifact = open_artifact(path)
+    manifest = artifact.manifest
+    hashes = None if manifest is None else [row.sha256 for row in manifest.files if row.name.endswith(".safetensors")]
+    lineage = {} if manifest is None else manifest.lineage
+    known = isinstance(lineage.get("name"), str) and isinstance(lineage.get("digest"), str)
+    return Subject(
+        name=name,
+        packed=True,
+        file_bytes=artifact.file_bytes(),
+        stored_bits=None if manifest is None else manifest.totals.stored_bits_per_weight,
+        fingerprint=None if hashes is None else fingerprint({"files": hashes, "activations": activations}),
+        positions=_positions(artifact.config),
+        load=cache(lambda: load(path, activations)),
+        tokenizer=cache(lambda: read_tokenizer(path)),
+        parent=(str(lineage["name"]), str(lineage["digest"])) if known else None,
+    )
+
+
+def _float(source: Source) -> Subject:
+    from bitwright.runtime.load import load_float
+
+    return Subject(
+        name=source.name,
+        packed=False,
+        file_bytes=FLOAT16 * sum(prod(source.shape(name)) for name in source.names()),
+        stored_bits=8.0 * FLOAT16,
+        fingerprint=f"float32-{source.digest()}",
+        positions=_positions(source.config.to_dict()),
+        load=cache(lambda: load_float(source.name)),
+        tokenizer=cache(source.tokenizer),
+        parent=None,
+    )
+
+
+def _positions(config: Any) -> int | None:
+    text = config.get("text_config") or config
+    found = text.get("max_position_embeddings")
+    return found if isinstance(found, int) else None

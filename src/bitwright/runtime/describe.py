@@ -1,0 +1,95 @@
+"""What is inside an artifact, in words and numbers: what `bitwright info` says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from bitwright.artifact.layout import Manifest, Weight
+from bitwright.artifact.plan import plan_rows
+from bitwright.artifact.read import Artifact
+from bitwright.bits import Bits, total
+from bitwright.protocols import Format
+from bitwright.runtime.linear import QLinear
+
+EXPERTS = "torch: the experts in use are decoded to float, one at a time"
+LOOK_UP = "torch: rows are decoded when they are looked up"
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """Sizes, bits by kind, origin and the code that runs each kind of weight, ready for JSON."""
+    manifest = artifact.manifest
+    parts = {} if manifest is None else {row.name: row.part for row in manifest.plan}
+    rows = plan_rows(artifact.quantization, parts)
+    weights = [row.model_dump(mode="json") for row in rows]
+    tables = [name for name, part in parts.items() if part == "embedding"]
+    return {
+        "path": str(artifact.path),
+        "architecture": artifact.config.get("model_type"),
+        "file_bytes": artifact.file_bytes(),
+        "stored_bits_per_weight": None if manifest is None else manifest.totals.stored_bits_per_weight,
+        "bytes": _bytes_by_part(artifact, rows),
+        "bits": {part: _bits(row.bits for row in rows if row.part == part) for part in sorted({r.part for r in rows})},
+        "formats": [_format_row(artifact, index, tables) for index in range(len(artifact.formats))],
+        "weights": weights,
+        "kept": list(artifact.kept),
+        "tied": [list(pair) for pair in artifact.quantization.tied],
+        **_origin(manifest),
+    }
+
+
+def code_path(fmt: Format, weight: Weight, table: bool) -> str:
+    """Which code multiplies by this weight with int8 activations, and why."""
+    if len(weight.shape) == 3:
+        return EXPERTS
+    with torch.device("meta"):
+        layer = QLinear(fmt, weight.matrix)
+    return f"{LOOK_UP}; as output head {layer.path}" if table else layer.path
+
+
+def format_name(spec: Mapping[str, Any]) -> str:
+    """A format for people: its kind, and the fields that are not empty."""
+    fields = {k: v for k, v in spec.items() if k != "kind" and v not in (None, False)}
+    told = ", ".join(f"{k} {format_name(v) if isinstance(v, Mapping) else v}" for k, v in fields.items())
+    return f"{spec['kind']}({told})"
+
+
+def grouped(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Plan rows that are alike but for the number of their block, as one row with a `count`."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        name = re.sub(r"\.\d+\.", ".*.", row["name"])
+        key = (name, tuple(row["shape"]), row["format"], row["bytes"])
+        found.setdefault(key, {**row, "name": name, "count": 0})["count"] += 1
+    return list(found.values())
+
+
+def _format_row(artifact: Artifact, index: int, tables: list[str]) -> dict[str, Any]:
+    own = [w for w in artifact.weights() if w.format == index]
+    paths = {code_path(artifact.formats[index], w, w.name in tables) for w in own}
+    return {"spec": artifact.quantization.formats[index], "weights": len(own), "paths": sorted(paths)}
+
+
+def _bytes_by_part(artifact: Artifact, rows: Iterable[Any]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for row in rows:
+        sizes[row.part] = sizes.get(row.part, 0) + row.bytes
+    sizes["kept"] = sum(
+        file.entries[n].spec.bytes for file in artifact.files for n in file.entries if n in artifact.kept
+    )
+    sizes["header"] = artifact.file_bytes() - sum(sizes.values())
+    return sizes
+
+
+def _bits(named: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return total(Bits(**bits) for bits in named).named()
+
+
+def _origin(manifest: Manifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return dict.fromkeys(("bitwright", "recipe", "calibration", "lineage", "seeds", "fingerprint", "verification"))
+    keys = {"bitwright", "recipe", "calibration", "lineage", "seeds", "fingerprint", "verification"}
+    return manifest.model_dump(mode="json", include=keys)

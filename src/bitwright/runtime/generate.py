@@ -1,0 +1,125 @@
+"""Text from a model, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import BadField, BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: the most probable one at temperature 0, else drawn from the top `top_p`."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise BadField(self, "temperature", self.temperature, "give 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise BadField(self, "top_p", self.top_p, "give more than 0 and at most 1")
+
+
+GREEDY = Sampling()
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    *,
+    max_tokens: int,
+    sampling: Sampling = GREEDY,
+) -> Iterator[str]:
+    """The text that follows `ids`: one piece a token, empty while a character is incomplete."""
+    text = _Text(tokenizer)
+    for token in tokens(model, ids, max_tokens, sampling, stop_tokens(model, tokenizer)):
+        yield text.add(token)
+    yield text.rest()
+
+
+def tokens(
+    model: PreTrainedModel,
+    ids: Sequence[int],
+    limit: int,
+    sampling: Sampling = GREEDY,
+    stop: frozenset[int] = frozenset(),
+) -> Iterator[int]:
+    """At most `limit` tokens that follow `ids`, before the first of `stop`, while the model has positions left.
+
+    The only place that runs a model for generation. `BadInput` if `ids` is empty or longer than the model reads.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids) + limit
+    if not 0 < len(ids) < positions:
+        raise BadInput(f"the prompt has {len(ids)} tokens: give between 1 and {positions - 1}.")
+    generator = torch.Generator().manual_seed(sampling.seed)
+    new, cache = torch.tensor([list(ids)]), None
+    for _ in range(min(limit, positions - len(ids))):
+        with torch.inference_mode():
+            out = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            token = _choose(out.logits[0, -1].float(), sampling, generator)
+        if token in stop:
+            return
+        yield token
+        new, cache = torch.tensor([[token]]), out.past_key_values
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a text, as generation config and tokenizer name them."""
+    configured: Any = getattr(model.generation_config, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in [*found, tokenizer.eos_token_id] if token is not None)
+
+
+def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
+    """A conversation as tokens, ready for the answer; `BadInput` if the model has no chat template."""
+    if not tokenizer.chat_template:
+        raise BadInput("this model has no chat template: use `bitwright generate`.")
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    p, order = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
+    p[p.cumsum(0) - p >= sampling.top_p] = 0  # the first token always stays
+    return int(order[torch.multinomial(p, 1, generator=generator)])
+
+
+class _Text:
+    """Text of tokens as they come: one may hold a part of a character, and its text may depend on the one before."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.before = self.shown = 0  # tokens of context, tokens whose text is out
+
+    def add(self, token: int) -> str:
+        self.ids.append(token)
+        new = self._new()
+        if new.endswith("\ufffd"):
+            return ""
+        self.before, self.shown = self.shown, len(self.ids)
+        return new
+
+    def rest(self) -> str:
+        """What was held back as incomplete."""
+        return self._new() if self.shown < len(self.ids) else ""
+
+    def _new(self) -> str:
+        context = self._decode(self.ids[self.before : self.shown])
+        return self._decode(self.ids[self.before :])[len(context) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
