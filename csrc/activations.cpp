@@ -14,12 +14,16 @@ void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_
   for (int g = 0; g < m.groups; g++) {
     const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(row);
     const int units = runs.start[g + 1] - runs.start[g];
-    for (int c = runs.first[g] * runs.unit; c < (runs.first[g] + units) * runs.unit; c += 4)
-      for (int t = 0; t < tokens; t++, out += 4) {
-        if (c >= from && c + 4 <= to) std::memcpy(out, rows + t * row + c, 4);
-        else
-          for (int p = 0; p < 4; p++) out[p] = c + p >= from && c + p < to ? rows[t * row + c + p] : int8_t(0);
+    for (int c = runs.first[g] * runs.unit; c < (runs.first[g] + units) * runs.unit; c += 4, out += 4 * tokens) {
+      if (c >= from && c + 4 <= to) {
+        for (int t = 0; t < tokens; t++) std::memcpy(out + 4 * t, rows + t * row + c, 4);
+      } else {
+        for (int i = 0; i < 4 * tokens; i++) {
+          const int column = c + i % 4;
+          out[i] = column >= from && column < to ? rows[i / 4 * row + column] : int8_t(0);
+        }
       }
+    }
   }
 }
 
@@ -44,7 +48,7 @@ void ActivationBlocks::fill_block(const Kernels& level, const MatrixView& m, con
   size_t bytes = 2 * floats;
   for (int i = 0; i < m.run_kinds; i++)
     bytes += round_up(size_t(m.runs[i].start[m.groups]) * m.runs[i].unit * tokens, kVector) + kVector;
-  if (capacity_[b] < bytes) buffer_[b] = allocate(capacity_[b] = bytes);
+  if (capacity_[b] < bytes) buffer_[b] = allocate_zeros(capacity_[b] = bytes);
 
   uint8_t* at = buffer_[b].get();
   float* scale = reinterpret_cast<float*>(at);

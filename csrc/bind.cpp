@@ -5,6 +5,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <chrono>
+
 #include "activations.h"
 #include "dispatch.h"
 #include "matrix.h"
@@ -29,6 +32,7 @@ Array array_of(nb::handle term, const char* name, nb::dlpack::dtype type, Owned&
   if (a.dtype() != type) throw nb::type_error((std::string(name) + " has the wrong element type").c_str());
   owners.push_back(nb::cast(a));
   Array out;
+  out.given = true;
   out.data = static_cast<const uint8_t*>(a.data());
   for (size_t i = 0; i < a.ndim(); i++) out.shape.push_back(a.shape(i));
   out.bytes = a.nbytes();
@@ -109,6 +113,30 @@ auto reference(const PyMatrix& m, const Rows& x) {
   return owned_array(std::move(y), {count, rows});
 }
 
+// Median seconds of the kernels alone on this thread, activations quantized beforehand.
+double kernel_seconds(const PyMatrix& m, const Rows& x, int repeats) {
+  check_columns(m, x);
+  const MatrixView& view = m.get().view();
+  const Kernels& k = level();
+  const int count = int(x.shape(0)), most = kMaxBlocks * k.tokens;
+  std::vector<ActivationBlocks> blocks((count + most - 1) / most);
+  for (int t = 0; t < count; t += most)
+    blocks[t / most].fill(k, view, x.data() + t * x.shape(1), x.shape(1), std::min(most, count - t));
+  const Memory<> scratch = allocate(view.scratch);
+  const Memory<float> y = allocate<float>(size_t(count) * view.rows);
+  std::vector<double> seconds;
+  nb::gil_scoped_release released;
+  for (int i = 0; i < repeats; i++) {
+    const auto start = std::chrono::steady_clock::now();
+    for (size_t b = 0; b < blocks.size(); b++)
+      k.multiply(view, blocks[b].blocks(), blocks[b].size(), 0, view.tiles, y.get() + b * most * view.rows, view.rows,
+                 scratch.get());
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::nth_element(seconds.begin(), seconds.begin() + repeats / 2, seconds.end());
+  return seconds[repeats / 2];
+}
+
 nb::tuple quantize(const Rows& x, int group) {
   if (group < 1 || group > kMaxGroup) throw nb::value_error("group must be 1 to 32768");
   const size_t count = x.shape(0), columns = x.shape(1), groups = (columns + group - 1) / group;
@@ -145,6 +173,7 @@ NB_MODULE(_core, module) {
       .def(nb::init<nb::sequence, int, int, nb::object>(), nb::arg("terms"), nb::arg("rows"), nb::arg("cols"),
            nb::arg("bias").none() = nb::none())
       .def("matmul", &matmul, nb::arg("x").noconvert(), nb::arg("threads") = 0)
+      .def("kernel_seconds", &kernel_seconds, nb::arg("x").noconvert(), nb::arg("repeats"))
       .def("reference", &reference, nb::arg("x").noconvert())
       .def_prop_ro("shape", [](const PyMatrix& m) { return std::make_pair(m.get().view().rows, m.get().view().columns); })
       .def_prop_ro("nbytes", [](const PyMatrix& m) { return m.get().bytes(); });

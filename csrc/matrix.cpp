@@ -214,14 +214,14 @@ void Matrix::place_scratch() {
 // Views aligned memory, copies the rest.
 const uint8_t* Matrix::hold(const Array& a) {
   bytes_ += a.bytes;
-  if (reinterpret_cast<uintptr_t>(a.data) % kVector == 0) return a.data;
-  uint8_t* copy = own<uint8_t>(a.bytes);
-  std::memcpy(copy, a.data, a.bytes);
+  if (a.data && reinterpret_cast<uintptr_t>(a.data) % kVector == 0) return a.data;
+  uint8_t* copy = own<uint8_t>(a.bytes + 1);  // never null: null values mean a dense term
+  if (a.bytes) std::memcpy(copy, a.data, a.bytes);
   return copy;
 }
 
 template <class T> T* Matrix::own(size_t count) {
-  memory_.push_back(allocate(count * sizeof(T)));
+  memory_.push_back(allocate_zeros(count * sizeof(T)));
   return reinterpret_cast<T*>(memory_.back().get());
 }
 

@@ -11,11 +11,12 @@ namespace bitwright {
 
 // An array that somebody else owns.
 struct Array {
-  const uint8_t* data = nullptr;
+  bool given = false;
+  const uint8_t* data = nullptr;  // null also where it is empty
   std::vector<size_t> shape;
   size_t bytes = 0;
 
-  explicit operator bool() const { return data; }
+  explicit operator bool() const { return given; }
 };
 
 // The fields of `Dense` and `Sparse` in bitwright/protocols.py; `where` is empty for a dense term.

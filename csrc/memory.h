@@ -19,7 +19,6 @@ struct Free {
 
 template <class T = uint8_t> using Memory = std::unique_ptr<T[], Free>;
 
-// Zeroed.
 template <class T = uint8_t> Memory<T> allocate(size_t count) {
   constexpr size_t huge = size_t(2) << 20;
   const size_t bytes = count * sizeof(T), alignment = bytes >= huge ? huge : 64;
@@ -29,8 +28,13 @@ template <class T = uint8_t> Memory<T> allocate(size_t count) {
 #ifdef __linux__
   if (alignment == huge) madvise(p, rounded, MADV_HUGEPAGE);
 #endif
-  std::memset(p, 0, rounded);
   return Memory<T>(static_cast<T*>(p));
+}
+
+template <class T = uint8_t> Memory<T> allocate_zeros(size_t count) {
+  Memory<T> memory = allocate<T>(count);
+  std::memset(memory.get(), 0, count * sizeof(T));
+  return memory;
 }
 
 }  // namespace bitwright

@@ -15,11 +15,13 @@ struct Policy {
     __m256 low, high;
   };
   static constexpr int tokens = 4;
+  static constexpr bool expands = false;
 
   static V load(const void* p) {
     const auto* v = static_cast<const __m256i*>(p);
     return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
   }
+  static V load_once(const void* p) { return load(p); }
   static void store(void* p, V v) {
     auto* to = static_cast<__m256i*>(p);
     _mm256_storeu_si256(to, v.low), _mm256_storeu_si256(to + 1, v.high);
@@ -38,22 +40,14 @@ struct Policy {
     const __m256i v = _mm256_set1_epi32(*reinterpret_cast<const __attribute__((may_alias, aligned(1))) int32_t*>(q));
     return {v, v};
   }
-  static V dot(V acc, V codes, V q) {
-    const V mask = all8(0x0F);
-    acc = widen(acc, pairs(both(codes, mask), q));
-    const V high = widen(zero(), pairs(both(srl<4>(codes), mask), q));
-    return plus(acc, {_mm256_slli_epi32(high.low, 4), _mm256_slli_epi32(high.high, 4)});
-  }
 
   template <int B> struct Dot {
     static constexpr int columns = 32, bytes = kVector * B;
     V a = zero();
 
     void add(const uint8_t* unit, const int8_t* q) {
-      V c[8];
-      unit_codes<Policy, B>(unit, c);
-      V s = pairs(c[0], quad(q));
-      for (int i = 1; i < 8; i++) s = plus16(s, pairs(c[i], quad(q + 4 * i)));
+      V s = zero();
+      each_quad<Policy, B>(unit, [&](int i, V codes) { s = plus16(s, pairs(codes, quad(q + 4 * i))); });
       a = widen(a, s);
     }
     V total() const { return a; }
@@ -118,24 +112,6 @@ struct Policy {
     const __m256i bit = _mm256_set1_epi8(char(1 << field));
     const auto half = [&](__m256i v) { return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit))); };
     return half(index.low) | uint64_t(half(index.high)) << 32;
-  }
-  static V select(uint64_t mask) {
-    alignas(kVector) uint8_t out[kVector] = {};
-    for (; mask; mask &= mask - 1) out[__builtin_ctzll(mask)] = 1;
-    return load(out);
-  }
-  static V expand(uint64_t mask, const uint8_t* values, int position, int bits) {
-    alignas(kVector) uint8_t out[kVector] = {};
-    for (; mask; mask &= mask - 1, position++)
-      out[__builtin_ctzll(mask)] = bits == 8 ? values[position] : values[position / 2] >> 4 * (position & 1) & 15;
-    return load(out);
-  }
-  static V gather(V index, const int8_t* q, int block) {
-    alignas(kVector) uint8_t at[kVector];
-    alignas(kVector) int8_t out[kVector];
-    store(at, index);
-    for (int i = 0; i < kVector; i++) out[i] = at[i] < block ? q[at[i]] : int8_t(0);
-    return load(out);
   }
 
   static F to_float(V v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }

@@ -20,8 +20,15 @@ struct Policy {
   using V = __m512i;
   using F = __m512;
   static constexpr int tokens = 16;
+  static constexpr bool expands = true;
 
   static V load(const void* p) { return _mm512_loadu_si512(p); }
+  // A load that stays one: the compiler would fold it into each of its uses, and loads are what is scarce.
+  static V load_once(const void* p) {
+    V v = load(p);
+    asm("" : "+v"(v));
+    return v;
+  }
   static void store(void* p, V v) { _mm512_storeu_si512(p, v); }
   static V zero() { return _mm512_setzero_si512(); }
   static V all8(int c) { return _mm512_set1_epi8(char(c)); }
@@ -30,8 +37,15 @@ struct Policy {
   template <int N> static V sll(V v) { return _mm512_slli_epi16(v, N); }
   static V merge(V low, V v, V mask) { return _mm512_ternarylogic_epi64(low, v, mask, 0xF8); }  // low | (v & mask)
 
-  static V quad(const int8_t* q) { return _mm512_set1_epi32(*reinterpret_cast<const __attribute__((may_alias, aligned(1))) int32_t*>(q)); }
+  using Quad = const int32_t __attribute__((may_alias, aligned(1)));
+  static Quad* quad_at(const int8_t* q) { return reinterpret_cast<Quad*>(q); }
+  static V quad(const int8_t* q) { return _mm512_set1_epi32(*quad_at(q)); }
   static V dot(V acc, V codes, V q) { return _mm512_dpbusd_epi32(acc, codes, q); }
+  // dot(acc, codes, quad(q)) as one instruction: GCC 12 does not fold the broadcast by itself.
+  static V dot_quad(V acc, V codes, const int8_t* q) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*quad_at(q)));
+    return acc;
+  }
 
   // Fields are masked in place; a[i] collects those that stand at the same height, and total() undoes the height.
   template <int B> struct Dot {
@@ -40,27 +54,25 @@ struct Policy {
 
     void add(const uint8_t* unit, const int8_t* q) {
       if constexpr (B == 1) {
-        const V low = load(unit), high = srl<4>(low);
+        const V low = load_once(unit), high = srl<4>(low);
         for (int i = 0; i < 4; i++) {
           a[i] = dot(a[i], both(low, all8(1 << i)), quad(q + 4 * i));
           a[i] = dot(a[i], both(high, all8(1 << i)), quad(q + 16 + 4 * i));
         }
       } else if constexpr (B == 2) {
-        const V first = load(unit), second = load(unit + kVector);
+        const V first = load_once(unit), second = load_once(unit + kVector);
         for (int i = 0; i < 4; i++) {
           a[i] = dot(a[i], both(first, all8(3 << 2 * i)), quad(q + 4 * i));
           a[i] = dot(a[i], both(second, all8(3 << 2 * i)), quad(q + 16 + 4 * i));
         }
       } else if constexpr (B == 4) {
         for (int i = 0; i < 4; i++) {
-          const V v = load(unit + i * kVector);
+          const V v = load_once(unit + i * kVector);
           a[i % 2 * 2] = dot(a[i % 2 * 2], both(v, all8(0x0F)), quad(q + 8 * i));
           a[i % 2 * 2 + 1] = dot(a[i % 2 * 2 + 1], both(v, all8(0xF0)), quad(q + 8 * i + 4));
         }
       } else {
-        V c[8];
-        unit_codes<Policy, B>(unit, c);
-        for (int i = 0; i < 8; i++) a[i % 4] = dot(a[i % 4], c[i], quad(q + 4 * i));
+        each_quad<Policy, B>(unit, [&](int i, V codes) { a[i % 4] = dot(a[i % 4], codes, quad(q + 4 * i)); });
       }
     }
 
@@ -109,7 +121,7 @@ struct Policy {
     for (int j = 0; j < T; j++) a[j] = zero();
     for (; quads; quads--, codes += kVector, q += 4 * T) {
       const V c = load(codes);
-      for (int j = 0; j < T; j++) a[j] = dot(a[j], c, quad(q + 4 * j));
+      for (int j = 0; j < T; j++) a[j] = dot_quad(a[j], c, q + 4 * j);
     }
     for (int j = 0; j < T; j++) out[j] = a[j];
   }
@@ -119,8 +131,7 @@ struct Policy {
   static V expand(uint64_t mask, const uint8_t* values, int position, int bits) {
     V v;
     if (bits == 8) {
-      v = load(values + position);
-      asm("" : "+v"(v));  // the memory form of the expand is several times slower
+      v = load_once(values + position);  // the memory form of the expand is several times slower
     } else {
       v = _mm512_permutexvar_epi8(load(table.nibble + (position & 1)), load(values + position / 2));
       v = _mm512_mask_mov_epi8(v, position & 1 ? 0x5555555555555555 : 0xAAAAAAAAAAAAAAAA, srl<4>(v));

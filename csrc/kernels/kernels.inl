@@ -1,10 +1,10 @@
 // The kernels, written once over a policy P and compiled inside the namespace of each instruction-set level.
 //
 // P names the types V (64 bytes or 16 int32) and F (16 floats) and has
-//   bytes     load store all8 both srl sll merge zero
-//   products  quad dot to_float, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>
-//   sparse    mask expand select gather
-//   floats    half all mul sum loadf storef store_some amax round
+//   bytes     load load_once store all8 both srl sll merge zero
+//   products  quad, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>; with `expands` dot
+//   sparse    mask; where `expands` is true also expand select gather, and one token needs no unpacking
+//   floats    to_float half all mul sum loadf storef store_some amax round
 
 template <class P> using V = typename P::V;
 template <class P> using F = typename P::F;
@@ -12,30 +12,34 @@ template <class P> using F = typename P::F;
 // ---- codes ----
 
 // Column quad I of 32 columns of B-bit codes: planes of width 8, 4, 2, 1, low plane first.
-template <class P, int B, int I, int Shift = 0> inline V<P> quad_codes(const uint8_t* unit, V<P> low) {
+template <class P, int B, int I, int Shift = 0> inline V<P> quad_codes(const V<P>* planes, V<P> low) {
   constexpr int rest = B - Shift;
   if constexpr (rest == 0) {
     return low;
   } else {
     constexpr int width = rest >= 8 ? 8 : rest >= 4 ? 4 : rest >= 2 ? 2 : 1, fields = 8 / width;
     constexpr int move = width * (I % fields) - Shift;
-    V<P> v = P::load(unit + kVector * (Shift + I / fields));
+    V<P> v = planes[Shift + I / fields];
     if constexpr (move > 0) v = P::template srl<move>(v);
     if constexpr (move < 0) v = P::template sll<-move>(v);
     if constexpr (width < 8) {
       const V<P> mask = P::all8(((1 << width) - 1) << Shift);
       v = Shift ? P::merge(low, v, mask) : P::both(v, mask);
     }
-    return quad_codes<P, B, I, Shift + width>(unit, v);
+    return quad_codes<P, B, I, Shift + width>(planes, v);
   }
 }
 
-template <class P, int B> inline void unit_codes(const uint8_t* unit, V<P>* q) {
+// Calls visit(i, codes of quad i) for the eight column quads of 32 columns.
+template <class P, int B, class Visit> inline void each_quad(const uint8_t* unit, Visit visit) {
   const V<P> none = P::zero();
-  q[0] = quad_codes<P, B, 0>(unit, none), q[1] = quad_codes<P, B, 1>(unit, none);
-  q[2] = quad_codes<P, B, 2>(unit, none), q[3] = quad_codes<P, B, 3>(unit, none);
-  q[4] = quad_codes<P, B, 4>(unit, none), q[5] = quad_codes<P, B, 5>(unit, none);
-  q[6] = quad_codes<P, B, 6>(unit, none), q[7] = quad_codes<P, B, 7>(unit, none);
+  V<P> v[B];
+#pragma GCC unroll 8
+  for (int i = 0; i < B; i++) v[i] = P::load_once(unit + i * kVector);
+  visit(0, quad_codes<P, B, 0>(v, none)), visit(1, quad_codes<P, B, 1>(v, none));
+  visit(2, quad_codes<P, B, 2>(v, none)), visit(3, quad_codes<P, B, 3>(v, none));
+  visit(4, quad_codes<P, B, 4>(v, none)), visit(5, quad_codes<P, B, 5>(v, none));
+  visit(6, quad_codes<P, B, 6>(v, none)), visit(7, quad_codes<P, B, 7>(v, none));
 }
 
 // Where the values of a bitmap term go on.
@@ -95,21 +99,52 @@ template <class P> inline void store_rows(const MatrixView& m, int tile, F<P> f,
   else P::store_some(y + tile * kLanes, f, rows);
 }
 
-// ---- one token: terms are read in place and write scale * A + min * Q of every group ----
+// ---- one token: terms are read in place ----
+
+// part[i] = scale * A + min * Q of group g in N neighbouring tiles, which share the broadcasts of the activations.
+template <class P, class Dot, int N>
+inline void dense_parts(const MatrixView& m, const Term& t, const Activations& x, int tile, int g, F<P>* part) {
+  const Runs& runs = m.runs[t.runs];
+  const size_t tile_bytes = size_t(t.units) * Dot::bytes;
+  const uint8_t* unit = t.codes + tile * tile_bytes + size_t(runs.first[g]) * Dot::bytes;
+  const int8_t* q = x.codes[t.runs] + size_t(runs.start[g]) * Dot::columns;
+  Dot dot[N];
+  for (int n = runs.start[g + 1] - runs.start[g]; n; n--, unit += Dot::bytes, q += Dot::columns)
+#pragma GCC unroll 2
+    for (int i = 0; i < N; i++) dot[i].add(unit + i * tile_bytes, q);
+#pragma GCC unroll 2
+  for (int i = 0; i < N; i++) {
+    F<P> scale, min;
+    Affine(t, tile + i).at<P>(g, scale, min);
+    part[i] = affine<P>(scale, min, dot[i].total(), P::all(x.sum[g]));
+  }
+}
+
+template <class P, class Dot, int N>
+void single_dense(const MatrixView& m, const Activations& x, int tile, float* y) {
+  F<P> f[N], part[N];
+#pragma GCC unroll 2
+  for (int i = 0; i < N; i++) f[i] = P::all(0);
+  for (int g = 0; g < m.groups; g++) {
+    dense_parts<P, Dot, N>(m, m.term[0], x, tile, g, part);
+#pragma GCC unroll 2
+    for (int i = 0; i < N; i++) f[i] = P::sum(f[i], P::mul(P::all(x.scale[g]), part[i]));
+  }
+  for (int i = 0; i < N; i++) store_rows<P>(m, tile + i, f[i], y);
+}
+
+// A matrix of one dense term.
+template <class P, class Dot> void multiply_dense(const MatrixView& m, const Activations& x, int first, int last, float* y) {
+  for (; first + 2 <= last; first += 2) single_dense<P, Dot, 2>(m, x, first, y);
+  if (first < last) single_dense<P, Dot, 1>(m, x, first, y);
+}
 
 template <class P, class Dot>
 void vector_dense(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, float* out) {
-  const Runs& runs = m.runs[t.runs];
-  const uint8_t* tile_codes = t.codes + size_t(tile) * t.units * t.unit_bytes;
-  const Affine scales(t, tile);
   for (int g = g0; g < g1; g++, out += kLanes) {
-    Dot dot;
-    const uint8_t* unit = tile_codes + size_t(runs.first[g]) * Dot::bytes;
-    const int8_t* q = x.codes[t.runs] + size_t(runs.start[g]) * Dot::columns;
-    for (int n = runs.start[g + 1] - runs.start[g]; n; n--, unit += Dot::bytes, q += Dot::columns) dot.add(unit, q);
-    F<P> scale, min;
-    scales.at<P>(g, scale, min);
-    P::storef(out, affine<P>(scale, min, dot.total(), P::all(x.sum[g])));
+    F<P> part;
+    dense_parts<P, Dot, 1>(m, t, x, tile, g, &part);
+    P::storef(out, part);
   }
 }
 
@@ -146,26 +181,23 @@ void vector_sparse(const MatrixView& m, const Term& t, const Activations& x, int
   }
 }
 
-template <class P>
-void vector_term(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, float* out, Cursor& at) {
-  using Dense = void (*)(const MatrixView&, const Term&, const Activations&, int, int, int, float*);
-  static constexpr Dense fields[] = {nullptr,
-                                     vector_dense<P, typename P::template Dot<1>>,
-                                     vector_dense<P, typename P::template Dot<2>>,
-                                     vector_dense<P, typename P::template Dot<3>>,
-                                     vector_dense<P, typename P::template Dot<4>>,
-                                     vector_dense<P, typename P::template Dot<5>>,
-                                     vector_dense<P, typename P::template Dot<6>>,
-                                     vector_dense<P, typename P::template Dot<7>>,
-                                     vector_dense<P, typename P::template Dot<8>>};
-  switch (t.kind) {
-    case Kind::fields: return fields[t.bits](m, t, x, tile, g0, g1, out);
-    case Kind::base3: return vector_dense<P, typename P::DotBase3>(m, t, x, tile, g0, g1, out);
-    default: return vector_sparse<P>(m, t, x, tile, g0, g1, out, at);
+// Calls go with a default value of the dot product of a dense term.
+template <class P, class Go> inline void with_dot(const Term& t, Go go) {
+  if (t.kind == Kind::base3) return go(typename P::DotBase3{});
+  switch (t.bits) {
+    case 1: return go(typename P::template Dot<1>{});
+    case 2: return go(typename P::template Dot<2>{});
+    case 3: return go(typename P::template Dot<3>{});
+    case 4: return go(typename P::template Dot<4>{});
+    case 5: return go(typename P::template Dot<5>{});
+    case 6: return go(typename P::template Dot<6>{});
+    case 7: return go(typename P::template Dot<7>{});
+    default: return go(typename P::template Dot<8>{});
   }
 }
 
-template <class P> void multiply_vector(const MatrixView& m, const Activations& x, int first, int last, float* y) {
+// Terms after each other write their parts of a stretch of groups, which are then added in the order of the groups.
+template <class P> void multiply_terms(const MatrixView& m, const Activations& x, int first, int last, float* y) {
   constexpr int stretch = 32;
   alignas(kVector) float part[kMaxTerms][stretch * kLanes];
   for (int tile = first; tile < last; tile++) {
@@ -174,7 +206,12 @@ template <class P> void multiply_vector(const MatrixView& m, const Activations& 
     F<P> f = P::all(0);
     for (int g0 = 0; g0 < m.groups; g0 += stretch) {
       const int g1 = g0 + stretch < m.groups ? g0 + stretch : m.groups;
-      for (int i = 0; i < m.terms; i++) vector_term<P>(m, m.term[i], x, tile, g0, g1, part[i], at[i]);
+      for (int i = 0; i < m.terms; i++) {
+        const Term& t = m.term[i];
+        if constexpr (P::expands)
+          if (t.values) vector_sparse<P>(m, t, x, tile, g0, g1, part[i], at[i]);
+        if (!t.values) with_dot<P>(t, [&](auto dot) { vector_dense<P, decltype(dot)>(m, t, x, tile, g0, g1, part[i]); });
+      }
       for (int g = g0; g < g1; g++)
         for (int i = 0; i < m.terms; i++)
           f = P::sum(f, P::mul(P::all(x.scale[g]), P::loadf(part[i] + (g - g0) * kLanes)));
@@ -183,28 +220,43 @@ template <class P> void multiply_vector(const MatrixView& m, const Activations& 
   }
 }
 
-// ---- several tokens: codes of a stretch of groups are unpacked to bytes once, then multiplied with every block ----
-
-template <class P, int B> void unpack_unit(const uint8_t* unit, uint8_t* out) {
-  V<P> q[8];
-  unit_codes<P, B>(unit, q);
-  for (int i = 0; i < 8; i++) P::store(out + i * kVector, q[i]);
+template <class P> void multiply_vector(const MatrixView& m, const Activations& x, int first, int last, float* y) {
+  if (m.terms > 1 || m.term[0].values) return multiply_terms<P>(m, x, first, last, y);
+  with_dot<P>(m.term[0], [&](auto dot) { multiply_dense<P, decltype(dot)>(m, x, first, last, y); });
 }
 
-template <class P> void unpack_base3(const uint8_t* unit, uint8_t* out) {
-  V<P> q[5];
-  P::base3(P::load(unit), q);
-  for (int i = 0; i < 5; i++) P::store(out + i * kVector, q[i]);
+// ---- several tokens: codes of a stretch of groups are unpacked to bytes once, then multiplied with every block ----
+
+template <class P, int B> void unpack_fields(const uint8_t* unit, int units, uint8_t* out) {
+  for (; units; units--, unit += B * kVector, out += 8 * kVector)
+    each_quad<P, B>(unit, [&](int i, V<P> codes) { P::store(out + i * kVector, codes); });
+}
+
+template <class P> void unpack_base3(const uint8_t* unit, int units, uint8_t* out) {
+  for (; units; units--, unit += kVector, out += 5 * kVector) {
+    V<P> q[5];
+    P::base3(P::load(unit), q);
+    for (int i = 0; i < 5; i++) P::store(out + i * kVector, q[i]);
+  }
 }
 
 // Codes of the selected columns, zero elsewhere, and behind them a plane of ones where a column is selected.
 template <class P> void unpack_bitmap(const Term& t, const uint8_t* unit, uint8_t* out, Cursor& at) {
   const V<P> index = P::load(unit);
   for (int f = 0; f < 8; f++, out += kVector) {
-    const uint64_t mask = P::mask(index, f);
-    P::store(out, P::expand(mask, at.values, at.position, t.bits));
-    P::store(out + t.plane, P::select(mask));
-    at.position += __builtin_popcountll(mask);
+    uint64_t mask = P::mask(index, f);
+    if constexpr (P::expands) {
+      P::store(out, P::expand(mask, at.values, at.position, t.bits));
+      P::store(out + t.plane, P::select(mask));
+      at.position += __builtin_popcountll(mask);
+    } else {
+      P::store(out, P::zero()), P::store(out + t.plane, P::zero());
+      for (; mask; mask &= mask - 1, at.position++) {
+        const int i = __builtin_ctzll(mask);
+        out[i] = t.bits == 8 ? at.values[at.position] : at.values[at.position / 2] >> 4 * (at.position & 1) & 15;
+        out[t.plane + i] = 1;
+      }
+    }
   }
 }
 
@@ -218,21 +270,34 @@ template <class P> void unpack_nm(const Term& t, const uint8_t* index, const uin
   }
 }
 
+template <class P> void unpack_dense(const MatrixView& m, const Term& t, int tile, int g0, int g1, uint8_t* out) {
+  using Unpack = void (*)(const uint8_t*, int, uint8_t*);
+  static constexpr Unpack fields[] = {nullptr,
+                                      unpack_fields<P, 1>,
+                                      unpack_fields<P, 2>,
+                                      unpack_fields<P, 3>,
+                                      unpack_fields<P, 4>,
+                                      unpack_fields<P, 5>,
+                                      unpack_fields<P, 6>,
+                                      unpack_fields<P, 7>,
+                                      unpack_fields<P, 8>};
+  const Runs& runs = m.runs[t.runs];
+  const Unpack go = t.kind == Kind::base3 ? unpack_base3<P> : fields[t.bits];
+  for (int g = g0; g < g1; g++) {
+    const int units = runs.start[g + 1] - runs.start[g];
+    go(t.codes + (size_t(tile) * t.units + runs.first[g]) * t.unit_bytes, units, out);
+    out += units * runs.unit * kLanes;
+  }
+}
+
 template <class P> void unpack(const MatrixView& m, const Term& t, int tile, int g0, int g1, uint8_t* out, Cursor& at) {
-  using Fields = void (*)(const uint8_t*, uint8_t*);
-  static constexpr Fields fields[] = {nullptr,           unpack_unit<P, 1>, unpack_unit<P, 2>, unpack_unit<P, 3>, unpack_unit<P, 4>,
-                                      unpack_unit<P, 5>, unpack_unit<P, 6>, unpack_unit<P, 7>, unpack_unit<P, 8>};
+  if (!t.values) return unpack_dense<P>(m, t, tile, g0, g1, out);
   const int columns = m.runs[t.runs].unit;
-  const size_t origin = size_t(tile) * t.units;
   for (int g = g0; g < g1; g++)
     each_unit(m, t, g, at, [&](int, int unit) {
-      const uint8_t* from = t.codes + (origin + unit) * t.unit_bytes;
-      switch (t.kind) {
-        case Kind::fields: fields[t.bits](from, out); break;
-        case Kind::base3: unpack_base3<P>(from, out); break;
-        case Kind::bitmap: unpack_bitmap<P>(t, from, out, at); break;
-        case Kind::nm: unpack_nm<P>(t, from, t.values + (origin + unit) * kVector, columns, out); break;
-      }
+      const size_t from = (size_t(tile) * t.units + unit) * kVector;
+      if (t.kind == Kind::bitmap) unpack_bitmap<P>(t, t.codes + from, out, at);
+      else unpack_nm<P>(t, t.codes + from, t.values + from, columns, out);
       out += columns * kLanes;
     });
 }
@@ -244,17 +309,16 @@ void product_groups(const MatrixView& m, const Activations& x, int tile, int g0,
     for (int i = 0; i < m.terms; i++) {
       const Term& t = m.term[i];
       const Runs& runs = m.runs[t.runs];
-      const bool sparse = t.kind == Kind::bitmap || t.kind == Kind::nm;
       const int quads = (runs.start[g + 1] - runs.start[g]) * (runs.unit / 4);
       const uint8_t* codes = scratch + t.scratch + size_t(runs.start[g] - runs.start[g0]) * runs.unit * kLanes;
       const int8_t* q = x.codes[t.runs] + size_t(runs.start[g]) * runs.unit * T;
       V<P> a[T], sum[T];
       P::template product<T>(codes, q, quads, t.bits > 4, a);
-      if (sparse) P::template product<T>(codes + t.plane, q, quads, false, sum);
+      if (t.values) P::template product<T>(codes + t.plane, q, quads, false, sum);
       F<P> scale, min;
       Affine(t, tile).at<P>(g, scale, min);
       for (int j = 0; j < T; j++) {
-        const F<P> q_sum = sparse ? P::to_float(sum[j]) : P::all(x.sum[g * T + j]);
+        const F<P> q_sum = t.values ? P::to_float(sum[j]) : P::all(x.sum[g * T + j]);
         const F<P> part = P::mul(P::all(x.scale[g * T + j]), affine<P>(scale, min, a[j], q_sum));
         P::storef(f + j * kLanes, P::sum(P::loadf(f + j * kLanes), part));
       }
@@ -293,7 +357,9 @@ void multiply_matrix(const MatrixView& m, const Activations* x, int blocks, int 
 template <class P>
 void multiply(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
               uint8_t* scratch) {
-  if (blocks == 1 && x->tokens == 1) multiply_vector<P>(m, *x, first, last, y);
+  bool in_place = blocks == 1 && x->tokens == 1;
+  for (int i = 0; i < m.terms; i++) in_place &= P::expands || !m.term[i].values;
+  if (in_place) multiply_vector<P>(m, *x, first, last, y);
   else multiply_matrix<P>(m, x, blocks, first, last, y, stride, scratch);
 }
 

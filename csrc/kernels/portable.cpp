@@ -15,6 +15,7 @@ struct Policy {
     alignas(16) float f[kLanes];
   };
   static constexpr int tokens = 4;
+  static constexpr bool expands = false;
 
   template <class Each> static V bytes(Each each) {
     V v;
@@ -31,6 +32,7 @@ struct Policy {
     std::memcpy(v.b, p, kVector);
     return v;
   }
+  static V load_once(const void* p) { return load(p); }
   static void store(void* p, V v) { std::memcpy(p, v.b, kVector); }
   static V zero() { return all8(0); }
   static V all8(int c) { return bytes([=](int) { return c; }); }
@@ -52,9 +54,7 @@ struct Policy {
     static constexpr int columns = 32, bytes = kVector * B;
     V a = zero();
     void add(const uint8_t* unit, const int8_t* q) {
-      V c[8];
-      unit_codes<Policy, B>(unit, c);
-      for (int i = 0; i < 8; i++) a = dot(a, c[i], quad(q + 4 * i));
+      each_quad<Policy, B>(unit, [&](int i, const V& codes) { a = dot(a, codes, quad(q + 4 * i)); });
     }
     V total() const { return a; }
   };
@@ -85,17 +85,6 @@ struct Policy {
     uint64_t m = 0;
     for (int i = 0; i < kVector; i++) m |= uint64_t(index.b[i] >> field & 1) << i;
     return m;
-  }
-  static V select(uint64_t mask) { return bytes([=](int i) { return mask >> i & 1; }); }
-  static V expand(uint64_t mask, const uint8_t* values, int position, int bits) {
-    return bytes([&](int i) {
-      if (!(mask >> i & 1)) return 0;
-      const int at = position++;
-      return bits == 8 ? values[at] : values[at / 2] >> 4 * (at & 1) & 15;
-    });
-  }
-  static V gather(V index, const int8_t* q, int block) {
-    return bytes([&](int i) { return index.b[i] < block ? q[index.b[i]] : 0; });
   }
 
   static F to_float(V v) {

@@ -31,6 +31,9 @@ class Matrix:
     def reference(self, x: Tensor | Floats) -> Floats:
         """The same by the plain loops that kernels are checked against."""
 
+    def kernel_seconds(self, x: Tensor | Floats, repeats: int) -> float:
+        """Median seconds of the kernels alone on the calling thread, x quantized beforehand."""
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""

@@ -1,0 +1,193 @@
+"""Terms built straight from the address formula, in numpy, independent of the package's own packing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bitwright.protocols import Dense, Sparse, Term
+
+WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A term next to what it stands for: codes and selected places [R, C], scale and min of each column [R, C]."""
+
+    term: Term
+    codes: np.ndarray
+    selected: np.ndarray
+    scale: np.ndarray
+    min: np.ndarray
+
+
+def tiles(rows: int) -> int:
+    return -(-rows // 16)
+
+
+def field_planes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Byte and bit of every code by the formula; the reference for `formats/_layout.py`."""
+    rows, columns = codes.shape
+    blocks = -(-columns // 32)
+    plane = np.zeros((tiles(rows), blocks * bits, 64), np.uint8)
+    n, k = np.indices(codes.shape)
+    shift = 0
+    for width in WIDTHS[bits]:
+        per_vector = 4 * (8 // width)
+        vector = k // 32 * bits + shift + k % 32 // per_vector
+        j = k % 32 % per_vector
+        piece = (codes >> shift & ((1 << width) - 1)) << width * (j // 4)
+        np.add.at(plane, (n // 16, vector, 4 * (n % 16) + j % 4), piece.astype(np.uint8))
+        shift += width
+    return plane
+
+
+def base3_plane(codes: np.ndarray) -> np.ndarray:
+    rows, columns = codes.shape
+    plane = np.zeros((tiles(rows), -(-columns // 20), 64), np.uint8)
+    n, k = np.indices(codes.shape)
+    np.add.at(plane, (n // 16, k // 20, 4 * (n % 16) + k % 4), (codes * 3 ** (k % 20 // 4)).astype(np.uint8))
+    return plane
+
+
+def lanes(values: np.ndarray) -> torch.Tensor:
+    """[R, G] -> f16 [tiles, G, 16]."""
+    padded = np.zeros((tiles(len(values)) * 16, values.shape[1]), np.float16)
+    padded[: len(values)] = values
+    return torch.from_numpy(padded.reshape(-1, 16, values.shape[1]).transpose(0, 2, 1).copy())
+
+
+def nibbles(values: np.ndarray) -> np.ndarray:
+    padded = np.append(values, np.zeros(len(values) % 2, values.dtype)).astype(np.uint8)
+    return padded[0::2] | padded[1::2] << 4
+
+
+def dense(
+    rng: np.random.Generator,
+    codes: np.ndarray,
+    width: int | str,
+    group: int | None,
+    activation_group: int,
+    offset: float | None = None,
+) -> Operand:
+    rows, columns = codes.shape
+    span = columns if group is None else group
+    groups = -(-columns // span)
+    scale = rng.standard_normal((rows, groups)).astype(np.float16)
+    minimum = rng.standard_normal((rows, groups)).astype(np.float16) if offset is None else None
+    plane = base3_plane(codes) if isinstance(width, str) else field_planes(codes, width)
+    mins = None if minimum is None else lanes(minimum)
+    term = Dense(torch.from_numpy(plane), width, lanes(scale), mins, offset or 0.0, group, activation_group)
+    at = np.arange(columns) // span
+    wide = scale.astype(np.float32)[:, at]
+    low = wide * np.float32(offset) if minimum is None else minimum.astype(np.float32)[:, at]
+    return Operand(term, codes, np.ones_like(codes), wide, low)
+
+
+def _row_wide(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    pair = rng.standard_normal((2, shape[0], 1)).astype(np.float16)
+    return pair[0], pair[1]
+
+
+def _spread(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return np.broadcast_to(values.astype(np.float32), shape)
+
+
+def bitmap(rng: np.random.Generator, mask: np.ndarray, bits: int, activation_group: int) -> Operand:
+    rows, columns = mask.shape
+    codes = np.where(mask, rng.integers(0, 1 << bits, mask.shape), 0)
+    padded = np.zeros((2, tiles(rows) * 16, -(-columns // 32) * 32), np.int64)
+    padded[0, :rows, :columns], padded[1, :rows, :columns] = mask, codes
+    # (tile, quad, lane, column of the quad)
+    chosen, values = padded.reshape(2, tiles(rows), 16, -1, 4).transpose(0, 1, 3, 2, 4)
+    stream = values[chosen > 0].astype(np.uint8)
+    starts = np.append(0, chosen.sum((1, 2, 3)).cumsum()).astype(np.int32)
+    scale, low = _row_wide(rng, mask.shape)
+    term = Sparse(
+        "bitmap",
+        torch.from_numpy(field_planes(mask.astype(np.int64), 1)),
+        torch.from_numpy(stream if bits == 8 else nibbles(stream)),
+        bits,
+        lanes(scale),
+        lanes(low),
+        torch.from_numpy(starts),
+        None,
+        0,
+        activation_group,
+    )
+    return Operand(term, codes, mask, _spread(scale, mask.shape), _spread(low, mask.shape))
+
+
+def offsets(rng: np.random.Generator, mask: np.ndarray, bits: int, activation_group: int) -> Operand:
+    rows, columns = mask.shape
+    codes = np.where(mask, rng.integers(0, 1 << bits, mask.shape), 0)
+    wide = -(-columns // 256)
+    padded = np.zeros((rows, wide * 256), bool)
+    padded[:, :columns] = mask
+    counts = padded.reshape(rows, wide, 256).sum(2).astype(np.uint8)
+    index = (np.nonzero(mask)[1] % 256).astype(np.uint8)
+    stream = codes[mask].astype(np.uint8)
+    scale, low = _row_wide(rng, mask.shape)
+    term = Sparse(
+        "offsets",
+        torch.from_numpy(index),
+        torch.from_numpy(stream if bits == 8 else nibbles(stream)),
+        bits,
+        lanes(scale),
+        lanes(low),
+        None,
+        torch.from_numpy(counts),
+        0,
+        activation_group,
+    )
+    return Operand(term, codes, mask, _spread(scale, mask.shape), _spread(low, mask.shape))
+
+
+def blocks(rng: np.random.Generator, shape: tuple[int, int], block: int, activation_group: int) -> Operand:
+    rows, columns = shape
+    count = -(-columns // block)
+    index = np.full((tiles(rows), count, 64), 255, np.uint8)
+    values = rng.integers(0, 256, index.shape).astype(np.uint8)
+    codes, selected = np.zeros(shape, np.int64), np.zeros(shape, bool)
+    for n in range(rows):
+        for b in range(count):
+            here = min(block, columns - b * block)
+            used = rng.permutation(here)[: rng.integers(0, min(4, here) + 1)]
+            for slot, column in zip(rng.permutation(4), used, strict=False):
+                at = n // 16, b, 4 * (n % 16) + slot
+                index[at] = column
+                codes[n, b * block + column], selected[n, b * block + column] = values[at], True
+    scale, low = _row_wide(rng, shape)
+    term = Sparse(
+        "nm",
+        torch.from_numpy(index),
+        torch.from_numpy(values),
+        8,
+        lanes(scale),
+        lanes(low),
+        None,
+        None,
+        block,
+        activation_group,
+    )
+    return Operand(term, codes, selected, _spread(scale, shape), _spread(low, shape))
+
+
+def product(x: np.ndarray, operands: list[Operand], bias: np.ndarray | None, activation_group: int) -> np.ndarray:
+    """What the definition says, one float32 operation after the other."""
+    columns = x.shape[1]
+    f = np.zeros((len(x), len(operands[0].codes)), np.float32)
+    for start in range(0, columns, activation_group):
+        run = slice(start, min(start + activation_group, columns))
+        top = np.abs(x[:, run]).max(1, keepdims=True)
+        scale = top / np.float32(127)
+        inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+        q = np.clip(np.rint(x[:, run] * inverse), -127, 127).astype(np.int64)
+        for o in operands:
+            a = q @ (o.codes[:, run] * o.selected[:, run]).T
+            total = q @ o.selected[:, run].T.astype(np.int64)
+            t = o.scale[:, start] * a.astype(np.float32) + o.min[:, start] * total.astype(np.float32)
+            f = f + scale * t
+    return f if bias is None else f + bias
