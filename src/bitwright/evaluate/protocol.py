@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
+import zlib
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitwright.calibrate.tokens import OPENERS, builtin_text, read_text, token_hash
 from bitwright.errors import BadInput
 
 WINDOW = 2048
@@ -45,7 +45,7 @@ class Protocol:
     window: int
     windows: int  # measured: the first ones
     available: int  # in the text
-    tokens_sha256: str  # of the measured windows as int64, little endian: ties the number to the tokenizer
+    tokens_sha256: str  # of the measured windows: ties the number to the tokenizer
     words: int  # separated by white space, in the predicted tokens: for the perplexity per word
 
     def to_json(self) -> dict[str, Any]:
@@ -60,35 +60,22 @@ class Protocol:
 
 
 def load_text(source: str | Path | None = None) -> Text:
-    """A text file (.txt or any other, .jsonl, each also .gz), or without `source` a text every installation has.
+    """A text file, or without `source` a text that every installation has.
 
-    Line ends are kept as they are. Documents of a .jsonl (strings, or objects with a "text") are joined by an empty
-    line. Raises `BadInput` for what cannot be read.
+    Any file is taken as UTF-8 text with its line ends kept; .jsonl and .json hold documents, which are joined by an
+    empty line; each may also be .gz or .bz2. Raises `BadInput` for what cannot be read.
     """
     if source is None:
-        from bitwright.calibrate.tokens import builtin_text
-
         return Text(*builtin_text())
     path = Path(source)
+    plain = Path(path.stem) if path.suffix in OPENERS else path
+    if plain.suffix in (".jsonl", ".json"):
+        return Text(path.name, "\n\n".join(read_text(path)))
     try:
-        raw = path.read_bytes()
-        content = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the text {path}: {error}; give a UTF-8 text file, a .jsonl or a .gz.") from None
-    if ".jsonl" in path.suffixes[-2:]:
-        content = "\n\n".join(_document(line, f"{path}:{n}") for n, line in enumerate(content.splitlines(), 1) if line)
-    return Text(path.name, content)
-
-
-def _document(line: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where} is not JSON: {error}.") from None
-    text = value.get("text") if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        raise BadInput(f'{where} holds no text: give one string, or one object with a "text", on each line.')
-    return text
+        with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="") as file:
+            return Text(path.name, file.read())
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise BadInput(f"{path} cannot be read as text: {error}.") from None
 
 
 def windows(tokenizer: Any, text: str, length: int, limit: int | None = None) -> Tensor:
@@ -114,8 +101,7 @@ def prepare(
     every = _cut(tokenizer, text.content, length)
     chosen = every[:limit]
     words = sum(len(tokenizer.decode(row[1:].tolist()).split()) for row in chosen)
-    digest = sha256(chosen.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
-    return Protocol(text.name, text.sha256, length, len(chosen), len(every), digest, words), chosen
+    return Protocol(text.name, text.sha256, length, len(chosen), len(every), token_hash(chosen), words), chosen
 
 
 def _cut(tokenizer: Any, text: str, length: int) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import UnknownName, WorkFailed
+from bitwright.errors import BadInput, UnknownName, WorkFailed
 from bitwright.evaluate.metrics import Totals, calibration_error
 from bitwright.evaluate.protocol import Protocol
 from bitwright.evaluate.result import Result
@@ -167,7 +167,8 @@ class Recalibration:
 
 def recalibrate(model: nn.Module, windows: Tensor) -> Recalibration:
     """Fit the temperature on the first window, measure on the others; `windows` int64 [W, T], W at least 2."""
-    assert len(windows) > 1
+    if len(windows) < 2:
+        raise BadInput("recalibration needs at least two windows, one to fit and one to measure; give a longer text.")
     run = _Run("model", Candidate(model), None)
     with torch.inference_mode():
         temperature = fit_temperature(run.logits(windows[0]), windows[0, 1:])

@@ -32,7 +32,7 @@ class WindowCache:
         if not path.exists():
             return None
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 found = {key: stored[key] for key in stored.files}
             seconds = float(found.pop("seconds"))
             return TokenScores(**{"kl": None, **found}), seconds
