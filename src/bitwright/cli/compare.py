@@ -27,7 +27,7 @@ def compare(
     first was made from.
     """
     from bitwright.cli.generate import set_threads
-    from bitwright.cli.measure import check_plot, markdown_table, measure, print_measured
+    from bitwright.cli.measure import check_plot, measure, print_measured, protocol_line
     from bitwright.cli.subject import open_subject, parent_of
 
     set_threads(threads)
@@ -40,18 +40,20 @@ def compare(
     with interruptible(KEPT), quiet_stdout(json), progress() as step:
         found = measure(subjects, reference, text, windows, step)
     rows = list(found.values())
+    foot = protocol_line(rows, activations)
     if plot is not None:
-        from bitwright.report.charts import quality_by_size
+        from bitwright.report.charts import quality_against_bytes
 
-        quality_by_size([(row.subject.name, row.subject.file_bytes, row.result) for row in rows], plot)
+        quality_against_bytes([row.row for row in rows], plot, foot, reference.name if reference else None)
     if markdown is not None:
-        markdown.write_text(markdown_table(rows), encoding="utf-8")
+        from bitwright.report import tables
+
+        markdown.write_text(tables.markdown([row.row for row in rows], foot), encoding="utf-8")
     if json:
         print_json({"models": [row.to_json() for row in rows], "against": told, "activations": activations})
         return
-    print_measured(rows)
+    print_measured(rows, foot)
     print(told)
-    print(f"measured on {rows[0].result.protocol}, {activations} activations")
     for file in (plot, markdown):
         if file is not None:
             note(f"written: {file}")

@@ -53,15 +53,15 @@ def _quantize(out: Path) -> None:
 
 
 def _measure(out: Path) -> Subject:
-    from bitwright.cli.measure import measure, print_measured
+    from bitwright.cli.measure import measure, print_measured, protocol_line
     from bitwright.cli.subject import open_subject
 
     note("\n2. measuring it beside the float model, on a text that comes with Python")
     packed, float_model = open_subject(str(out), "int8"), open_subject(MODEL, "int8")
     with progress() as step:
         found = measure([float_model, packed], float_model, None, WINDOWS, step)
-    print_measured(list(found.values()))
-    print(f"measured on {found[packed.name].result.protocol}")
+    rows = list(found.values())
+    print_measured(rows, protocol_line(rows, "int8"))
     return packed
 
 

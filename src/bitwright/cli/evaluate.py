@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Measure perplexity, distance to the float model, honesty of the probabilities, and tasks."""
     from bitwright.cli.generate import set_threads
-    from bitwright.cli.measure import check_plot, measure, print_measured
+    from bitwright.cli.measure import check_plot, measure, print_measured, protocol_line
     from bitwright.cli.subject import open_subject, parent_of
 
     set_threads(threads)
@@ -57,14 +57,14 @@ def evaluate(
     if plot is not None:
         from bitwright.report.charts import reliability
 
-        reliability(measured.result, plot)
+        reliability({name: row.result.totals for name, row in found.items()}, plot, str(measured.result.protocol))
     if json:
         print_json({**measured.to_json(), "against": told, "tasks": scores, "activations": activations})
         return
-    print_measured([*found.values()])
+    rows = list(found.values())
+    print_measured(rows, protocol_line(rows, activations))
     _print_honesty(measured.to_json())
     print(told)
-    print(f"measured on {measured.result.protocol}, {activations} activations")
     for name, score in (scores or {}).items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in score.items()))
     if plot is not None:

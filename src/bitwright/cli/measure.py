@@ -8,16 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitwright.cli.output import Step, print_table
+from bitwright.cli.output import Step
 from bitwright.cli.subject import Subject
 from bitwright.errors import BadInput
 
 if TYPE_CHECKING:
     from bitwright.evaluate.result import Result
+    from bitwright.report.tables import Row
 
 SPEED_TOKENS = 24  # generated for a speed, after a prompt of 16
 SPEED_PROMPT = 16
-COLUMNS = ("model", "file MB", "stored bits", "perplexity", "KL mean", "KL p99", "top-1 same", "tokens/s")
+WIDTH = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,20 @@ class Measured:
     result: Result
     tokens_per_second: float
 
+    @property
+    def row(self) -> Row:
+        """As a line of a table."""
+        from bitwright.report.tables import Row
+
+        return Row.of(self.result, **self._own)
+
     def to_json(self) -> dict[str, Any]:
-        """Stable keys of issue and README; what was not measured is null."""
+        """Stable keys; what was not measured is null."""
+        return {**self.result.to_json(), **self._own}
+
+    @property
+    def _own(self) -> dict[str, Any]:
         return {
-            **self.result.to_json(),
             "file_bytes": self.subject.file_bytes,
             "stored_bits_per_weight": self.subject.stored_bits,
             "tokens_per_second": self.tokens_per_second,
@@ -82,34 +93,19 @@ def speed(subject: Subject, ids: list[int]) -> float:
     return generation_speed(lambda: sum(1 for _ in tokens(model, ids[:SPEED_PROMPT], SPEED_TOKENS))).median
 
 
-def print_measured(rows: Sequence[Measured]) -> None:
-    """The table for people."""
-    print_table(COLUMNS, [cells(row.to_json()) for row in rows])
+def print_measured(rows: Sequence[Measured], told: str) -> None:
+    """The table for people, with the protocol below it."""
+    from rich.console import Console
+
+    from bitwright.report.tables import terminal
+
+    # Wide enough for any row: a table must not lose digits to the width of a window.
+    Console(highlight=False, markup=False, width=WIDTH).print(terminal([row.row for row in rows], told))
 
 
-def markdown_table(rows: Sequence[Measured]) -> str:
-    """The same table as Markdown."""
-    lines = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:])), *(cells(row.to_json()) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def cells(told: dict[str, Any]) -> tuple[str, ...]:
-    """One row of text for `COLUMNS`."""
-    error = told["perplexity_difference_se"]
-    return (
-        told["name"],
-        f"{told['file_bytes'] / 1e6:.1f}",
-        _number(told["stored_bits_per_weight"], ".3f"),
-        f"{told['perplexity']:.2f}" + (f" ± {error:.2f}" if error else ""),
-        _number(told["kl_mean"], ".3f"),
-        _number(told["kl_p99"], ".2f"),
-        _number(told["top1_agreement"], ".1%"),
-        f"{told['tokens_per_second']:.1f}",
-    )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def protocol_line(rows: Sequence[Measured], activations: str) -> str:
+    """What was measured on, for the foot of a table."""
+    return f"{rows[0].result.protocol}; {activations} activations"
 
 
 def check_plot(path: Path | None) -> None:

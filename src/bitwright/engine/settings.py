@@ -53,7 +53,6 @@ def _set(value: Any, whole: str, path: list[str], new: Any) -> Any:
     if path[0] not in known:
         raise UnknownName(f"setting of {getattr(value, 'kind', 'recipe')}", path[0], known)
     inner = _set(getattr(value, path[0]), whole, path[1:], new) if len(path) > 1 else from_spec(new)
-    changed = replace(value, **{path[0]: inner})
-    if not isinstance(value, Recipe):
-        from_spec(to_spec(changed))  # types and ranges, with the message of a spec
-    return changed
+    if isinstance(value, Recipe):
+        return replace(value, **{path[0]: inner})
+    return from_spec({**to_spec(value), path[0]: to_spec(inner)})  # checks types before ranges
