@@ -40,7 +40,7 @@ def _seeded() -> None:
     import torch
 
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 (libraries draw from it)
+    np.random.seed(0)
     torch.manual_seed(0)
 
 

@@ -21,7 +21,7 @@ def test_result_is_what_was_planned(cli: Cli, tiny_model: Path, tmp_path: Path) 
     assert sum(plan["bits"].values()) == sum(sum(w["bits"].values()) for w in plan["weights"] if w["part"] == "block")
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         for weight in plan["weights"]:
-            stored = [file.get_tensor(key) for key in file.keys() if key.startswith(weight["name"] + ".")]
+            stored = [file.get_tensor(key) for key in file.keys() if key.startswith(weight["name"] + ".")]  # noqa: SIM118
             assert sum(t.nbytes for t in stored) == weight["bytes"] == sum(weight["bits"].values()) / 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert {"seconds", "peak_rss_bytes", "sha256", "unseen_experts", "layer_errors"} <= done.keys()
