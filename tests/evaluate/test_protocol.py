@@ -49,9 +49,9 @@ def test_a_text_that_cannot_be_used_is_named(tmp_path: Path, name: str, content:
 
 
 def test_windows_do_not_overlap_and_leave_the_rest(tokenizer) -> None:
-    found = windows(tokenizer, "abcdefghij", 3)
-    assert found.tolist() == [list(b"abc"), list(b"def"), list(b"ghi")]
-    assert windows(tokenizer, "abcdefghij", 3, 2).tolist() == found[:2].tolist()
+    assert windows(tokenizer, "abcdefghij", 3).tolist() == [list(b"abc"), list(b"def"), list(b"ghi")]
+    _, first = prepare(tokenizer, Text("t", "abcdefghij"), window=3, limit=2)
+    assert first.tolist() == [list(b"abc"), list(b"def")]
 
 
 def test_the_protocol_says_what_was_measured(tokenizer) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitwright.errors import BadInput, UnknownName
+from bitwright.errors import BadInput, Refused, UnknownName
 from bitwright.evaluate.task_data import TASKS
 from bitwright.evaluate.tasks import data_folder, run_tasks
 
@@ -80,6 +80,12 @@ def test_accuracy_is_that_of_likelihoods_one_by_one(bigram, tokenizer, data: Pat
     assert found["acc_stderr"] == pytest.approx((p * (1 - p) / 3) ** 0.5)
 
 
+def test_without_the_harness_it_says_what_to_install(bigram, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitwright.evaluate.tasks.find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"pip install bitwright\[eval\]"):
+        run_tasks(bigram(), tokenizer, ["piqa"])
+
+
 def test_limit_takes_the_first_items(bigram, tokenizer, data: Path) -> None:
     assert run_tasks(bigram(), tokenizer, ["piqa"], data=data, limit=2)["piqa"]["n"] == 2
 
@@ -87,6 +93,8 @@ def test_limit_takes_the_first_items(bigram, tokenizer, data: Path) -> None:
 def test_what_is_missing_is_said(bigram, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownName, match="'arc_easy'"):
         run_tasks(bigram(), tokenizer, ["arc_eazy"], data=tmp_path)
+    with pytest.raises(BadInput, match="no task is named"):
+        run_tasks(bigram(), tokenizer, [], data=tmp_path)
     monkeypatch.delenv("BITWRIGHT_TASKS_DATA", raising=False)
     with pytest.raises(BadInput, match="--tasks-data"):
         data_folder()

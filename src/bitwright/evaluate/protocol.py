@@ -78,11 +78,6 @@ def load_text(source: str | Path | None = None) -> Text:
         raise BadInput(f"{path} cannot be read as text: {error}.") from None
 
 
-def windows(tokenizer: Any, text: str, length: int, limit: int | None = None) -> Tensor:
-    """The first `limit` windows (None: all) of a text, int64 [W, length]; `BadInput` if it is shorter than one."""
-    return _cut(tokenizer, text, length)[:limit]
-
-
 def prepare(
     tokenizer: Any,
     text: Text,
@@ -98,13 +93,14 @@ def prepare(
     if limit is not None and limit < 1:
         raise BadInput(f"{limit} windows cannot be measured; give 1 or more.")
     length = min(window, max_positions or window)
-    every = _cut(tokenizer, text.content, length)
+    every = windows(tokenizer, text.content, length)
     chosen = every[:limit]
     words = sum(len(tokenizer.decode(row[1:].tolist()).split()) for row in chosen)
     return Protocol(text.name, text.sha256, length, len(chosen), len(every), token_hash(chosen), words), chosen
 
 
-def _cut(tokenizer: Any, text: str, length: int) -> Tensor:
+def windows(tokenizer: Any, text: str, length: int) -> Tensor:
+    """Every window of a text, int64 [W, length], without overlap; `BadInput` if it is shorter than one."""
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
     count = len(ids) // length
     if not count:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bitwright.errors import BadInput, UnknownName
+from bitwright.errors import BadInput, Refused, UnknownName
 from bitwright.evaluate.metrics import Totals
 from bitwright.evaluate.run import Progress
 from bitwright.evaluate.scores import concatenate, score_
@@ -50,10 +51,14 @@ def run_tasks(
     Of each: `n`, `acc`, `acc_stderr`, where the harness defines it `acc_norm` and `acc_norm_stderr` (LAMBADA:
     `perplexity` of the last word), and for choices `balance` and `brier` of the probabilities over the options.
     """
-    wanted = [ALIASES.get(name, name) for name in names]
+    wanted = list(dict.fromkeys(ALIASES.get(name, name) for name in names))
     for name in wanted:
         if name not in TASKS:
             raise UnknownName("task", name, TASKS)
+    if not wanted:
+        raise BadInput(f"no task is named; choose from {', '.join(TASKS)}.")
+    if find_spec("lm_eval") is None:
+        raise Refused("tasks need lm-eval: install it with `pip install bitwright[eval]`.")
     folder = data_folder(data)
     with TemporaryDirectory(prefix="bitwright-tasks-") as work:
         for name in wanted:
