@@ -25,6 +25,7 @@ from bitwright.engine.quantize import Progress, Run, block_part, table_part
 from bitwright.engine.verify import PROMPT, fixed_logits, same_when_reopened
 from bitwright.engine.workers import Workers
 from bitwright.errors import Refused, WorkFailed
+from bitwright.models.cache import cache_folder
 from bitwright.models.calls import BlockCall, record_calls
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
@@ -61,8 +62,7 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
     with lock(job.out):
         source, structure, plan = prepare(job)
         batch = batch_for(job, source, structure)
-        progress("calibration text", 0, 1)
-        ids, row = _calibration(job, source, plan)
+        ids, row = _calibration(job, source, plan, progress)
         identity = _identity(job, source, plan, row, batch)
         journal = Journal(job.out, identity)
         plan = plan.signed(_origin(plan, source, row, journal.fingerprint, job))
@@ -82,7 +82,7 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
     return Result(manifest, time.monotonic() - began, errors, tuple(run.unseen))
 
 
-def _calibration(job: Job, source: Source, plan: Plan) -> tuple[Tensor | None, Calibration | None]:
+def _calibration(job: Job, source: Source, plan: Plan, progress: Progress) -> tuple[Tensor | None, Calibration | None]:
     """Token ids [S, T] and how the manifest names them; nothing for a solver that needs no data."""
     if not plan.recipe.solver.needs_hessian:
         return None, None
@@ -96,7 +96,7 @@ def _calibration(job: Job, source: Source, plan: Plan) -> tuple[Tensor | None, C
     else:
         _refuse_sampling(job, source)
         key = f"samples-{source.digest()[:16]}-{count}x{job.length}-{job.seed}"
-        ids = tokens.cached_tokens(tokens.cache_folder(), key, lambda: _samples(job, source, count))
+        ids = tokens.cached_tokens(cache_folder(), key, lambda: _samples(job, source, count, progress))
         name = "the model's own samples"
     return ids, Calibration(data=name, sha256=tokens.token_hash(ids), tokens=ids.numel())
 
@@ -110,12 +110,15 @@ def _refuse_sampling(job: Job, source: Source) -> None:
         )
 
 
-def _samples(job: Job, source: Source, count: int) -> Tensor:
+def _samples(job: Job, source: Source, count: int, progress: Progress) -> Tensor:
     from bitwright.calibrate.tokens import self_samples
     from bitwright.runtime.load import load_float
 
     model = load_float(job.model)
-    return self_samples(model, source.tokenizer(), tokens=count * job.length, length=job.length, seed=job.seed)
+    tokens = count * job.length
+    return self_samples(
+        model, source.tokenizer(), tokens, job.length, job.seed, lambda done, of: progress("sampling text", done, of)
+    )
 
 
 def _identity(job: Job, source: Source, plan: Plan, row: Calibration | None, batch: int) -> dict[str, Any]:
