@@ -1,0 +1,76 @@
+"""Every family of models goes through: quantized, written, loaded, equal to its dense export in plain transformers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}),
+    "gpt-neox": ("GPTNeoXConfig", {}),
+    "opt": ("OPTConfig", {"ffn_dim": 80, "word_embed_proj_dim": 48}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def family(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of odd width with the tokenizer of the tiny one."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    cls, extra = CONFIGS[request.param]
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    config = getattr(transformers, cls)(**(sizes | heads | extra))
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    if request.param == "mixtral":
+        with torch.no_grad():  # two of the routes v, -v, w, -w are positive: the fifth expert, at 0, is never taken
+            for layer in model.model.layers:
+                layer.mlp.gate.weight[1] = -layer.mlp.gate.weight[0]
+                layer.mlp.gate.weight[3] = -layer.mlp.gate.weight[2]
+                layer.mlp.gate.weight[4] = 0
+    folder = tmp_path_factory.mktemp("family") / request.param
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+PLAIN = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, experts_implementation="eager").eval()
+assert "bitwright" not in sys.modules
+with torch.inference_mode():
+    torch.save(model(torch.arange(40)[None]).logits, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("recipe", ["gptq", "pb-llm"])
+def test_artifact_equals_its_dense_export_in_plain_transformers(
+    family: Path, recipe: str, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    from bitwright.export.dense import export_dense
+    from bitwright.runtime.load import load
+
+    result = run(family, tmp_path / "out", recipe=recipe)
+    if family.name == "mixtral":
+        assert len(result.unseen) == 4
+        assert all(name.endswith("[4]") for name in result.unseen)
+    with torch.inference_mode():
+        packed = load(tmp_path / "out", "float")(torch.arange(40)[None]).logits
+        integer = load(tmp_path / "out")(torch.arange(40)[None]).logits
+    export_dense(tmp_path / "out", tmp_path / "dense")
+    subprocess.run([sys.executable, "-c", PLAIN, tmp_path / "dense", tmp_path / "logits.pt"], check=True)
+    dense = torch.load(tmp_path / "logits.pt")
+    assert (packed - dense).abs().max() < 1e-3 * dense.abs().max()
+    assert (integer - dense).norm() < 0.1 * dense.norm()
+    assert torch.isfinite(packed).all()

@@ -1,0 +1,177 @@
+"""The loop over blocks: same bytes however it was run, refusals, and every family of models."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitwright.artifact.folder import lock
+from bitwright.artifact.read import open_artifact
+from bitwright.engine.run import prepare
+from bitwright.errors import BadInput, Refused
+
+
+Digest = Callable[[Path], str]
+
+
+def test_bytes_do_not_depend_on_threads_or_repetition(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any], sha256: Digest
+) -> None:
+    hashes = set()
+    for threads in (1, 2, 3, 2):
+        out = tmp_path / f"t{len(list(tmp_path.iterdir()))}"
+        run(tiny_model, out, recipe="pb-llm", threads=threads)
+        hashes.add(sha256(out))
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any], sha256: Digest, stop: int
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(tiny_model, whole)
+
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what == "blocks" and done == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, parts, interrupt)
+    assert not parts.exists()
+    assert (tmp_path / "parts.journal").is_dir()
+    run(tiny_model, parts)
+    assert sha256(parts) == sha256(whole)
+    assert not (tmp_path / "parts.journal").exists()
+
+
+def test_other_settings_are_refused_and_named(tiny_model: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what == "blocks" and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, tmp_path / "out", interrupt)
+    with pytest.raises(Refused, match="seed was 0, now 7"):
+        run(tiny_model, tmp_path / "out", seed=7)
+
+
+def test_a_damaged_part_is_made_again(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any], sha256: Digest
+) -> None:
+    run(tiny_model, tmp_path / "whole")
+
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what == "blocks" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, tmp_path / "out", interrupt)
+    part = tmp_path / "out.journal" / "block-00000.safetensors"
+    part.write_bytes(part.read_bytes()[:-100])
+    run(tiny_model, tmp_path / "out")
+    assert sha256(tmp_path / "out") == sha256(tmp_path / "whole")
+
+
+def test_a_second_process_and_an_existing_folder_are_refused(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    with lock(tmp_path / "out"), pytest.raises(Refused, match="another process is writing"):
+        run(tiny_model, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    with pytest.raises(Refused, match="already exists"):
+        run(tiny_model, tmp_path / "full")
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+
+
+def test_predicted_bytes_are_file_bytes(tiny_model: Path, tmp_path: Path, run: Callable[..., Any], text: Path) -> None:
+    from bitwright.engine.job import Job
+
+    for recipe in ("rtn", "gptq", "pb-llm"):
+        out = tmp_path / recipe
+        plan = prepare(Job(model=str(tiny_model), out=out, recipe=recipe, data=text))[2]
+        run(tiny_model, out, recipe=recipe)
+        artifact = open_artifact(out)
+        sizes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+        assert plan.file_bytes == sizes == artifact.file_bytes()
+        assert artifact.manifest is not None
+        totals = artifact.manifest.totals
+        block = sum(row.bytes for row in artifact.manifest.plan if row.part == "block")
+        assert totals.stored_bits_per_weight == pytest.approx(8 * block / totals.block_weights)
+        assert totals.file_bytes == totals.header_bytes + totals.kept_bytes + sum(
+            r.bytes for r in artifact.manifest.plan
+        )
+        assert artifact.manifest.verification is not None
+
+
+@pytest.mark.parametrize("bits", [3.1, 4.2])
+def test_bits_are_met_from_below(tiny_model: Path, tmp_path: Path, text: Path, bits: float) -> None:
+    from bitwright.engine.job import Job
+
+    job = Job(model=str(tiny_model), out=tmp_path / "out", recipe="pb-llm", bits=bits, data=text)
+    stored = prepare(job)[2].stored_bits_per_weight
+    assert bits - 0.02 < stored <= bits
+    with pytest.raises(Refused, match=r"too few .* at least"):
+        prepare(job.model_copy(update={"bits": 1.2}))
+
+
+def test_target_size_is_met_from_below(tiny_model: Path, tmp_path: Path, text: Path) -> None:
+    from bitwright.engine.job import Job
+
+    job = Job(model=str(tiny_model), out=tmp_path / "out", recipe="pb-llm", data=text)
+    small, large = (prepare(job.model_copy(update={"bits": b}))[2].file_bytes for b in (3.1, 5.0))
+    target = (small + large) // 2
+    found = prepare(job.model_copy(update={"target_bytes": target}))[2].file_bytes
+    assert 0.96 * target < found <= target
+    with pytest.raises(Refused, match=r"cannot be reached .* smallest file"):
+        prepare(job.model_copy(update={"target_bytes": 1000}))
+
+
+def test_a_nan_weight_is_named_and_nothing_is_written(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"model\.layers\.1\.mlp\.up_proj\.weight .* NaN"):
+        run(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_kept_layers_and_rules(tiny_model: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from bitwright.formats.integer import Integer
+    from bitwright.recipes.gptq import RECIPE
+
+    recipe = replace(RECIPE, keep=("*.o_proj",), rules=(("*.v_proj", Integer(6, 64)),))
+    assert recipe.format_of("model.layers.0.self_attn.o_proj") is None
+    assert recipe.format_of("model.layers.0.self_attn.v_proj") == Integer(6, 64)
+    assert recipe.format_of("model.layers.0.self_attn.q_proj") == RECIPE.format
+
+
+def test_memory_limit_is_refused_before_work(tiny_model: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
+    with pytest.raises(Refused, match="more than --max-memory"):
+        run(tiny_model, tmp_path / "out", max_memory=1000)
+    assert not (tmp_path / "out.journal").exists()
+
+
+def test_eight_bits_lose_almost_nothing(tiny_model: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
+    from bitwright.runtime.load import load, load_float
+
+    run(tiny_model, tmp_path / "out", settings={"format.bits_per_code": "8"})
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        expected = load_float(str(tiny_model))(ids).logits
+        found = load(tmp_path / "out", "float")(ids).logits
+    assert (found - expected).norm() < 0.02 * expected.norm()
