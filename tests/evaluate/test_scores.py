@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitwright.evaluate.scores import CHUNK, concatenate, score_
+from bitwright.evaluate.scores import concatenate, score_
 
 
 def logits(n: int, vocabulary: int, scale: float = 3.0) -> Tensor:
@@ -37,9 +37,9 @@ def test_log_probabilities_are_left_in_place_of_the_logits() -> None:
     assert torch.equal(z, expected)
 
 
-def test_chunks_do_not_change_anything() -> None:
-    vocabulary = CHUNK // 4  # four rows a chunk
-    z, parent = logits(10, vocabulary), torch.log_softmax(logits(10, vocabulary, 1.0), -1)
+def test_chunks_do_not_change_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitwright.evaluate.scores.CHUNK", 4 * 1000)  # four rows
+    z, parent = logits(10, 1000), torch.log_softmax(logits(10, 1000, 1.0), -1)
     targets = torch.arange(10)
     whole = score_(z.clone(), targets, parent)
     rows = concatenate(score_(z[i : i + 1].clone(), targets[i : i + 1], parent[i : i + 1]) for i in range(10))

@@ -142,7 +142,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], path: Path, note: str) -> No
         axes.grid(color="#eeeeee", linewidth=0.8)
         axes.set_axisbelow(True)
     if note:
-        wrapped = fill(note, int(figure.get_figwidth() * 19))
+        wrapped = fill(note, int(figure.get_figwidth() * 17))
         figure.supxlabel(wrapped, fontsize=7, color="#777777", x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if path.suffix == ".svg" else None
