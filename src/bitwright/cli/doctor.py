@@ -39,9 +39,6 @@ def doctor(json: Json = False) -> None:
 
 
 def _facts() -> dict[str, Any]:
-    from bitwright.runtime import native
-
-    usable, reason = native.available()
     return {
         "bitwright": __version__,
         "installed": _version("bitwright") is not None,
@@ -50,14 +47,19 @@ def _facts() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "cpu_features": _cpu_features(),
-        "kernels": {
-            "extension": find_spec("bitwright._core") is not None,
-            "used": usable,
-            "level": native.level(),
-            "reason": reason,
-        },
+        "kernels": _kernels(),
         "extras": _extras(),
     }
+
+
+def _kernels() -> dict[str, Any]:
+    if find_spec("torch") is None:
+        return {"extension": False, "used": False, "level": None, "reason": "torch is not installed: pip install torch"}
+    from bitwright.runtime import native
+
+    usable, reason = native.available()
+    extension = find_spec("bitwright._core") is not None
+    return {"extension": extension, "used": usable, "level": native.level(), "reason": reason}
 
 
 def _version(name: str) -> str | None:
