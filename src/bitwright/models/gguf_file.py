@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -213,6 +214,6 @@ def _gguf_config(path: Path) -> PretrainedConfig:
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except (ValueError, KeyError, IndexError, OSError, struct.error) as error:
         raise BadInput(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     return config
