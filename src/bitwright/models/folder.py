@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 COMPANIONS = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*", "*.tiktoken",
-    "*chat_template*", "generation_config.json", "LICEN[SC]E*", "NOTICE*", "USE_POLICY*",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "*chat_template*", "generation_config.json",
+    "vocab.*", "merges.txt", "spiece.model", "sentencepiece*", "*.tiktoken", "LICEN[SC]E*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 
 
