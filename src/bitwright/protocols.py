@@ -163,6 +163,10 @@ class Format(Protocol):
         """Exact stored bits, from the shape alone."""
         ...
 
+    def flaw(self, planes: Planes, shape: tuple[int, int]) -> str | None:
+        """What is wrong with the values of untrusted planes of the right shapes; None if kernels may read them."""
+        ...
+
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
         """What a kernel computes, as a sum over terms. Planes are viewed, not copied."""
         ...

@@ -158,6 +158,7 @@ def _opened(path: Path) -> Artifact:
     files = _files(path)
     known, kept = _matched(path, quantization, _stored(files))
     artifact = Artifact(path, config, quantization, known, manifest, tuple(kept), tuple(files.values()))
+    _check_values(artifact)
     if manifest is not None:
         _check_manifest(artifact, manifest, files)
     return artifact
@@ -246,6 +247,15 @@ def _check_planes(folder: Path, own: Mapping[str, PlaneSpec], stored: Mapping[st
         if stored[name] != spec:
             told = f"is {_told(stored[name])}, but its format needs {_told(spec)}"
             raise BadArtifact(f"{folder}: {name!r} {told}: write the artifact again.")
+
+
+def _check_values(artifact: Artifact) -> None:
+    """Codes that say where others lie must not lead kernels out of the planes."""
+    for weight in artifact.weights():
+        for expert in range(weight.experts):
+            q = artifact.qtensor(weight.name, expert)
+            if flaw := q.format.flaw(q.planes, q.shape):
+                raise BadArtifact(f"{artifact.path}: {weight.name!r} {flaw}: copy or write the artifact again.")
 
 
 def _told(spec: PlaneSpec) -> str:

@@ -84,6 +84,14 @@ class AffineCodes:
         mins = scales if self.offset is None else 0
         return Bits(codes=codes, scales=scales, mins=mins, padding=stored - codes - scales - mins)
 
+    def flaw(self, planes: Planes, shape: tuple[int, int]) -> str | None:
+        """Scales must be finite, base-3 bytes below 243; every other code stands for something."""
+        if any(not bool(planes[role].isfinite().all()) for role in ("scales", "mins") if role in planes):
+            return "holds a scale that is not finite"
+        if self.width == "base3" and int(planes["weight"].max()) > 242:
+            return "holds a byte that is no five ternary digits"
+        return None
+
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
         """One dense term."""
         return (

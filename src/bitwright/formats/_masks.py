@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,6 +79,19 @@ class Bitmap:
         """Bits of places and of tables."""
         return shape[0] * shape[1], (_layout.tiles(shape[0]) + 1) * 32
 
+    def flaw(self, planes: Planes, shape: Shape, count: int) -> str | None:
+        """Starts must be the running count of the mask's bits; no bit lies in the padding."""
+        mask = planes["mask"]
+        held = torch.from_numpy(np.bitwise_count(mask.numpy())).view(mask.shape[0], -1).sum(1)
+        starts = planes["starts"].long()
+        if int(starts[0]) != 0 or not torch.equal(starts.diff(), held) or int(starts[-1]) != count:
+            return "counts its salient entries wrongly"
+        padded = (_layout.tiles(shape[0]) * _layout.ROWS, mask.shape[1] * _layout.BLOCK)
+        edge = _layout.unpack_codes(mask[-1:], 1, (_layout.ROWS, padded[1]))[shape[0] % _layout.ROWS or _layout.ROWS :]
+        last = _layout.unpack_codes(mask[:, -1:], 1, (padded[0], _layout.BLOCK))
+        last = last[:, shape[1] % _layout.BLOCK or _layout.BLOCK :]
+        return "marks a salient entry outside the matrix" if bool(edge.any() or last.any()) else None
+
 
 class Offsets:
     """8-bit column offsets in tiles of 256 columns and an 8-bit count a row and tile; row-major order."""
@@ -120,6 +134,18 @@ class Offsets:
     def mask_bits(self, shape: Shape, count: int) -> tuple[int, int]:
         """Bits of places and of tables."""
         return count * 8 + shape[0] * -(-shape[1] // OFFSET_TILE) * 8, 0
+
+    def flaw(self, planes: Planes, shape: Shape, count: int) -> str | None:
+        """Counts must add up to the offsets, which ascend inside a tile and stay inside the matrix."""
+        counts = planes["counts"].long().view(-1)
+        if int(counts.sum()) != count:
+            return "counts its salient entries wrongly"
+        cell = torch.arange(len(counts)).repeat_interleave(counts)
+        offsets = planes["offsets"].long()
+        if bool(((cell.diff() == 0) & (offsets.diff() <= 0)).any()):
+            return "lists salient entries out of order"
+        columns = cell % planes["counts"].shape[1] * OFFSET_TILE + offsets
+        return "marks a salient entry outside the matrix" if bool((columns >= shape[1]).any()) else None
 
 
 class Nm:
@@ -176,6 +202,19 @@ class Nm:
     def mask_bits(self, shape: Shape, count: int) -> tuple[int, int]:
         """Bits of places and of tables."""
         return count * 8, 0
+
+    def flaw(self, planes: Planes, shape: Shape, count: int) -> str | None:
+        """An index is below the block, inside the matrix, not repeated in its cell, or marks an unused slot."""
+        index = planes["index"].long().view(_layout.tiles(shape[0]), -1, _layout.ROWS, SLOTS)
+        used = index != EMPTY
+        if int(used.sum()) != count or bool(used.transpose(1, 2).reshape(-1, index.shape[1], SLOTS)[shape[0] :].any()):
+            return "counts its salient entries wrongly"
+        column = index + torch.arange(index.shape[1])[:, None, None] * self.block
+        if bool((used & ((index >= self.block) | (column >= shape[1]))).any()):
+            return "marks a salient entry outside the matrix"
+        ordered = index.sort(dim=-1).values
+        repeated = (ordered.diff(dim=-1) == 0) & (ordered[..., 1:] != EMPTY)
+        return "lists a salient entry twice" if bool(repeated.any()) else None
 
 
 Codec = Bitmap | Offsets | Nm

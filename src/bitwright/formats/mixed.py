@@ -130,6 +130,12 @@ class Mixed:
         stored = sum(spec.bytes for spec in self.planes(shape).values()) * 8
         return low + own + Bits(padding=stored - low.total - own.total)
 
+    def flaw(self, planes: Planes, shape: tuple[int, int]) -> str | None:
+        """Finite scales, and places that lie inside the matrix and are as many as their codes."""
+        if not all(bool(planes[role].isfinite().all()) for role in ("salient_scales", "salient_mins")):
+            return "holds a scale that is not finite"
+        return self.low.flaw(planes, shape) or self._codec.flaw(planes, shape, self.by.count(shape))
+
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
         """A dense term and a sparse one on top."""
         low = self.low.terms(planes, shape)
