@@ -9,6 +9,10 @@ namespace {
 
 constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
+size_t run_bytes(const MatrixView& m, int kind, int tokens) {
+  return round_up(size_t(m.runs[kind].start[m.groups]) * m.runs[kind].unit * tokens, kVector) + kVector;
+}
+
 // Codes of one run kind from rows [tokens][row], whose bytes past the last column are zero.
 void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t row, int tokens, int8_t* out) {
   for (int g = 0; g < m.groups; g++) {
@@ -29,48 +33,49 @@ void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_
 
 }  // namespace
 
-void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int count) {
+void ActivationBlocks::resize(const Kernels& level, const MatrixView& m, int count) {
   size_ = 0;
   for (int done = 0; done < count; size_++) {
     int tokens = level.tokens;
     while (tokens > 1 && tokens / 2 >= count - done) tokens /= 2;
-    const int used = std::min(tokens, count - done);
-    fill_block(level, m, x + done * stride, stride, size_, used, tokens);
-    done += used;
+    const size_t floats = round_up(size_t(m.groups) * tokens * sizeof(float), kVector);
+    size_t bytes = 2 * floats;
+    for (int i = 0; i < m.run_kinds; i++) bytes += run_bytes(m, i, tokens);
+    if (capacity_[size_] < bytes) buffer_[size_] = allocate_zeros(capacity_[size_] = bytes);
+    uint8_t* at = buffer_[size_].get();
+    Activations& block = blocks_[size_];
+    block.tokens = tokens, block.used = std::min(tokens, count - done);
+    block.scale = reinterpret_cast<float*>(at), block.sum = reinterpret_cast<float*>(at + floats);
+    at += 2 * floats;
+    for (int i = 0; i < m.run_kinds; at += run_bytes(m, i++, tokens)) block.codes[i] = reinterpret_cast<int8_t*>(at);
+    done += block.used;
   }
 }
 
-void ActivationBlocks::fill_block(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int b, int used,
-                                  int tokens) {
+void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int b) {
+  static thread_local Memory<int8_t> rows;
+  static thread_local size_t capacity = 0;
+  const Activations& block = blocks_[b];
+  const int tokens = block.tokens;
   const size_t row = round_up(size_t(m.columns), kVector);
-  if (rows_capacity_ < row * tokens) rows_ = allocate<int8_t>(rows_capacity_ = row * tokens);
-  const size_t floats = round_up(size_t(m.groups) * tokens * sizeof(float), kVector);
-  size_t bytes = 2 * floats;
-  for (int i = 0; i < m.run_kinds; i++)
-    bytes += round_up(size_t(m.runs[i].start[m.groups]) * m.runs[i].unit * tokens, kVector) + kVector;
-  if (capacity_[b] < bytes) buffer_[b] = allocate_zeros(capacity_[b] = bytes);
-
-  uint8_t* at = buffer_[b].get();
-  float* scale = reinterpret_cast<float*>(at);
-  float* sum = reinterpret_cast<float*>(at + floats);
-  at += 2 * floats;
-  std::memset(rows_.get(), 0, row * tokens);
-  std::memset(scale, 0, 2 * floats);
-  for (int t = 0; t < used; t++)
+  if (capacity < row * tokens) rows = allocate<int8_t>(capacity = row * tokens);
+  std::memset(rows.get(), 0, row * tokens);
+  for (int t = 0; t < tokens; t++)
     for (int g = 0; g < m.groups; g++) {
       const int from = g * m.group;
-      int32_t q_sum;
-      scale[g * tokens + t] = level.quantize(x + t * stride + from, std::min(m.group, m.columns - from),
-                                             rows_.get() + t * row + from, &q_sum);
-      sum[g * tokens + t] = float(q_sum);
+      float scale = 0;
+      int32_t sum = 0;
+      if (t < block.used)
+        scale = level.quantize(x + size_t(b * level.tokens + t) * stride + from, std::min(m.group, m.columns - from),
+                               rows.get() + t * row + from, &sum);
+      block.scale[g * tokens + t] = scale, block.sum[g * tokens + t] = float(sum);
     }
-  Activations& block = blocks_[b];
-  block.tokens = tokens, block.used = used, block.scale = scale, block.sum = sum;
-  for (int i = 0; i < m.run_kinds; i++) {
-    block.codes[i] = reinterpret_cast<int8_t*>(at);
-    interleave(m, m.runs[i], rows_.get(), row, tokens, reinterpret_cast<int8_t*>(at));
-    at += round_up(size_t(m.runs[i].start[m.groups]) * m.runs[i].unit * tokens, kVector) + kVector;
-  }
+  for (int i = 0; i < m.run_kinds; i++) interleave(m, m.runs[i], rows.get(), row, tokens, block.codes[i]);
+}
+
+void ActivationBlocks::fill_all(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int count) {
+  resize(level, m, count);
+  for (int b = 0; b < size_; b++) fill(level, m, x, stride, b);
 }
 
 namespace {
@@ -87,7 +92,7 @@ void multiply_part(const Kernels& level, const MatrixView& m, const float* x, si
   if (space.capacity < m.scratch) space.scratch = allocate(space.capacity = m.scratch);
   const int most = kMaxBlocks * level.tokens;
   for (int t = 0; t < count; t += most) {
-    space.activations.fill(level, m, x + t * stride_x, stride_x, std::min(most, count - t));
+    space.activations.fill_all(level, m, x + t * stride_x, stride_x, std::min(most, count - t));
     level.multiply(m, space.activations.blocks(), space.activations.size(), first, last, y + t * stride_y, stride_y,
                    space.scratch.get());
   }

@@ -5,24 +5,23 @@
 
 namespace bitwright {
 
-// Blocks of one matrix's input. The buffer grows to the largest matrix it has served and is reused.
+// Blocks of one matrix's input. The buffers grow to the largest matrix they have served and are reused.
 class ActivationBlocks {
  public:
-  // x [count][stride]; as few blocks as the level allows, at most kMaxBlocks * level.tokens tokens.
-  void fill(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int count);
+  // Room for `count` tokens of the level's blocks, at most kMaxBlocks of them. Blocks may then be filled by different threads.
+  void resize(const Kernels& level, const MatrixView& m, int count);
+  // Quantizes tokens of block b; x is token 0 of block 0.
+  void fill(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int b);
+  void fill_all(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int count);
 
   const Activations* blocks() const { return blocks_; }
   int size() const { return size_; }
 
  private:
-  void fill_block(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int b, int used, int tokens);
-
   Activations blocks_[kMaxBlocks];
   int size_ = 0;
   Memory<> buffer_[kMaxBlocks];
   size_t capacity_[kMaxBlocks] = {};
-  Memory<int8_t> rows_;
-  size_t rows_capacity_ = 0;
 };
 
 // y [count][stride_y] = W x, with up to `threads` threads of the shared team.

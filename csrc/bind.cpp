@@ -1,6 +1,4 @@
 // The Python module `bitwright._core`.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -9,18 +7,13 @@
 #include <chrono>
 
 #include "activations.h"
+#include "bind.h"
 #include "dispatch.h"
-#include "matrix.h"
 #include "reference.h"
 #include "team.h"
 
-namespace nb = nanobind;
-
 namespace bitwright {
 namespace {
-
-using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Owned = std::vector<nb::object>;
 
 // The tensor in attribute `name`, of the given type and contiguous; kept alive in `owners`.
 Array array_of(nb::handle term, const char* name, nb::dlpack::dtype type, Owned& owners) {
@@ -61,31 +54,21 @@ TermSource source_of(nb::handle term, Owned& owners) {
   return s;
 }
 
-class PyMatrix {
- public:
-  PyMatrix(nb::sequence terms, int rows, int columns, nb::object bias) : owners_(), matrix_(make(terms, rows, columns, bias)) {}
+}  // namespace
 
-  const Matrix& get() const { return matrix_; }
+PyMatrix::PyMatrix(nb::sequence terms, int rows, int columns, nb::object bias) : matrix_(make(terms, rows, columns, bias)) {}
 
- private:
-  Matrix make(const nb::sequence& terms, int rows, int columns, const nb::object& bias) {
-    std::vector<TermSource> sources;
-    for (nb::handle term : terms) sources.push_back(source_of(term, owners_));
-    if (bias.is_none()) return Matrix(sources, rows, columns, nullptr);
-    const auto b = nb::cast<nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(bias, false);
-    if (b.shape(0) != size_t(rows)) throw nb::value_error("bias must have one entry a row");
-    return Matrix(sources, rows, columns, b.data());
-  }
-
-  Owned owners_;
-  Matrix matrix_;
-};
-
-template <class T> auto owned_array(Memory<T> memory, std::initializer_list<size_t> shape) {
-  T* data = memory.release();
-  nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
-  return nb::ndarray<nb::numpy, T>(data, shape, owner);
+Matrix PyMatrix::make(const nb::sequence& terms, int rows, int columns, const nb::object& bias) {
+  std::vector<TermSource> sources;
+  for (nb::handle term : terms) sources.push_back(source_of(term, owners_));
+  if (bias.is_none()) return Matrix(sources, rows, columns, nullptr);
+  const auto b = nb::cast<nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(bias, false);
+  if (b.shape(0) != size_t(rows)) throw nb::value_error("bias must have one entry a row");
+  return Matrix(sources, rows, columns, b.data());
 }
+
+namespace {
+
 
 void check_columns(const PyMatrix& m, const Rows& x) {
   if (x.shape(1) != size_t(m.get().view().columns))
@@ -121,7 +104,7 @@ double kernel_seconds(const PyMatrix& m, const Rows& x, int repeats) {
   const int count = int(x.shape(0)), most = kMaxBlocks * k.tokens;
   std::vector<ActivationBlocks> blocks((count + most - 1) / most);
   for (int t = 0; t < count; t += most)
-    blocks[t / most].fill(k, view, x.data() + t * x.shape(1), x.shape(1), std::min(most, count - t));
+    blocks[t / most].fill_all(k, view, x.data() + t * x.shape(1), x.shape(1), std::min(most, count - t));
   const Memory<> scratch = allocate(view.scratch);
   const Memory<float> y = allocate<float>(size_t(count) * view.rows);
   std::vector<double> seconds;
@@ -177,6 +160,7 @@ NB_MODULE(_core, module) {
       .def("reference", &reference, nb::arg("x").noconvert())
       .def_prop_ro("shape", [](const PyMatrix& m) { return std::make_pair(m.get().view().rows, m.get().view().columns); })
       .def_prop_ro("nbytes", [](const PyMatrix& m) { return m.get().bytes(); });
+  bind_engine(module);
 }
 
 }  // namespace bitwright

@@ -1,40 +1,14 @@
 #include "reference.h"
 
 #include <cmath>
-#include <cstring>
 #include <vector>
+
+#include "codes.h"
 
 namespace bitwright {
 namespace {
 
 constexpr int kAbsent = -1;
-
-float from_half(uint16_t h) {
-  const int exponent = h >> 10 & 31, mantissa = h & 1023;
-  const float sign = h & 0x8000 ? -1.0f : 1.0f;
-  if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
-  return sign * (exponent ? std::ldexp(float(1024 + mantissa), exponent - 25) : std::ldexp(float(mantissa), -24));
-}
-
-int field_code(const Term& t, int row, int column) {
-  const uint8_t* unit = t.codes + (size_t(row / kLanes) * t.units + column / 32) * t.unit_bytes;
-  int code = 0;
-  for (int width = 8, shift = 0; width; width /= 2) {
-    if (shift + width > t.bits || (width == 8 && t.bits < 8)) continue;
-    const int fields = 8 / width, k = column % 32 % (4 * fields);
-    const uint8_t byte = unit[(shift + column % 32 / (4 * fields)) * kVector + row % kLanes * 4 + k % 4];
-    code |= (byte >> width * (k / 4) & ((1 << width) - 1)) << shift;
-    shift += width;
-  }
-  return code;
-}
-
-int base3_code(const Term& t, int row, int column) {
-  const uint8_t* unit = t.codes + (size_t(row / kLanes) * t.units + column / 20) * kVector;
-  int v = unit[row % kLanes * 4 + column % 4];
-  for (int i = column % 20 / 4; i; i--) v /= 3;
-  return v % 3;
-}
 
 int nm_code(const Term& t, int block, int row, int column) {
   const size_t at = (size_t(row / kLanes) * t.units + column / block) * kVector + row % kLanes * 4;
@@ -48,10 +22,9 @@ std::vector<int> term_codes(const MatrixView& m, const Term& t) {
   std::vector<int> codes(size_t(m.rows) * m.columns);
   for (int n = 0; n < m.rows; n++)
     for (int k = 0; k < m.columns; k++)
-      codes[size_t(n) * m.columns + k] = t.kind == Kind::fields  ? field_code(t, n, k)
-                                         : t.kind == Kind::base3 ? base3_code(t, n, k)
-                                         : t.kind == Kind::nm    ? nm_code(t, m.runs[t.runs].unit, n, k)
-                                                                 : kAbsent;
+      codes[size_t(n) * m.columns + k] = !t.values              ? dense_code(t, n, k)
+                                         : t.kind == Kind::nm ? nm_code(t, m.runs[t.runs].unit, n, k)
+                                                              : kAbsent;
   if (t.kind != Kind::bitmap) return codes;
   size_t position = 0;
   for (int tile = 0; tile < m.tiles; tile++)

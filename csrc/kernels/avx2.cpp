@@ -6,6 +6,7 @@
 
 namespace bitwright::avx2 {
 #include "kernels.inl"
+#include "steps.inl"
 
 struct Policy {
   struct V {
@@ -211,6 +212,6 @@ template <> struct Policy::Dot<7> : Policy::DotStack<3> {};
 template <> struct Policy::Dot<8> : Policy::DotBytes {};
 
 extern const Kernels kernels;
-const Kernels kernels = kernels_of<Policy>("avx2");
+const Kernels kernels = kernels_of<Policy>("avx2", steps_of<Policy>());
 
 }  // namespace bitwright::avx2

@@ -5,6 +5,7 @@
 
 namespace bitwright::avx512 {
 #include "kernels.inl"
+#include "steps.inl"
 
 struct Table {
   uint8_t fields[128];  // four base-3 digits as 2-bit fields
@@ -175,6 +176,6 @@ struct Policy {
 };
 
 extern const Kernels kernels;
-const Kernels kernels = kernels_of<Policy>("avx512-vnni");
+const Kernels kernels = kernels_of<Policy>("avx512-vnni", steps_of<Policy>());
 
 }  // namespace bitwright::avx512

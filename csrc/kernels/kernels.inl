@@ -379,4 +379,6 @@ template <class P> float quantize(const float* x, int n, int8_t* codes, int32_t*
   return scale;
 }
 
-template <class P> constexpr Kernels kernels_of(const char* name) { return {name, P::tokens, quantize<P>, multiply<P>}; }
+template <class P> constexpr Kernels kernels_of(const char* name, Steps steps) {
+  return {name, steps, P::tokens, quantize<P>, multiply<P>};
+}

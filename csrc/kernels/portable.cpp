@@ -6,6 +6,7 @@
 
 namespace bitwright::portable {
 #include "kernels.inl"
+#include "steps.inl"
 
 struct Policy {
   struct V {
@@ -128,6 +129,6 @@ struct Policy {
 };
 
 extern const Kernels kernels;
-const Kernels kernels = kernels_of<Policy>("portable");
+const Kernels kernels = kernels_of<Policy>("portable", steps_of<Policy>());
 
 }  // namespace bitwright::portable

@@ -59,13 +59,29 @@ struct MatrixView {
 struct Activations {
   int tokens;          // 1, 2, 4, 8 or 16; the last may be padding
   int used;            // tokens that are real
-  const float* scale;  // [groups][tokens]
-  const float* sum;    // [groups][tokens]: sums of codes
-  const int8_t* codes[kMaxTerms];
+  float* scale;        // [groups][tokens]
+  float* sum;          // [groups][tokens]: sums of codes
+  int8_t* codes[kMaxTerms];
+};
+
+// Float steps of the engine. Sums run over 16 lanes in a fixed order, so that every level gives the same bits.
+struct Steps {
+  float (*sum_squares)(const float* x, int n);
+  void (*scale_by)(const float* x, float factor, const float* weight, float* y, int n);  // y = x * factor * weight
+  void (*add)(const float* x, float* y, int n);                                          // y += x
+  void (*silu)(const float* gate, float* y, int n);                                      // y *= silu(gate)
+  void (*gelu)(const float* gate, float* y, int n);                                      // y *= gelu(gate), by tanh
+  void (*soft_cap)(float* x, float cap, int n);                                          // x = cap * tanh(x / cap)
+  float (*softmax)(float* x, int n);  // x = exp(x - max x), not normalized; returns their sum
+  void (*rotate)(float* x, const float* cosine, const float* sine, int half);
+  void (*float_tile)(const float* tile, const float* x, int columns, float* y);  // y[16] of a tile [columns][16]
+  // out[2][16] = sums of codes * x over column quads; x is [quads][2][4]
+  void (*pair)(const uint8_t* codes, const int8_t* x, int quads, int32_t* out);
 };
 
 struct Kernels {
   const char* name;
+  Steps steps;
   int tokens;  // of the largest block
   // Codes of x [n] and their sum; returns the scale max|x| / 127.
   float (*quantize)(const float* x, int n, int8_t* codes, int32_t* sum);

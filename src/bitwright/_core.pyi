@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitwright.protocols import Term
+from bitwright.runtime.engine import Plan
 
 Floats = NDArray[np.float32]
 
@@ -41,3 +42,41 @@ class Matrix:
     @property
     def nbytes(self) -> int:
         """Bytes read for one token."""
+
+class Engine:
+    """A decoder language model and one sequence of tokens in its cache."""
+
+    def __init__(self, plan: Plan, threads: int = 0) -> None: ...
+    def forward(self, tokens: list[int], all: bool = False) -> Floats:
+        """Appends tokens; logits [1, V] of the last, or [T, V] of all."""
+
+    def generate(
+        self,
+        prompt: list[int],
+        limit: int,
+        emit: Callable[[list[int]], bool],
+        temperature: float = 0,
+        top_k: int = 0,
+        top_p: float = 1,
+        min_p: float = 0,
+        repetition_penalty: float = 1,
+        seed: int = 0,
+        stops: list[int] = [],
+        chunk: int = 16,
+        before: list[int] = [],
+    ) -> None:
+        """Appends the prompt and up to `limit` tokens, which go to `emit` `chunk` at a time until it returns False.
+
+        Ends after a token of `stops`. `before` are the tokens that the cache holds, for the repetition penalty.
+        """
+
+    def truncate(self, position: int) -> None:
+        """Forgets all tokens from this position on."""
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the cache."""

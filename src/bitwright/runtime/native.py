@@ -27,13 +27,13 @@ class NativeMatrix:
     """A packed weight [R, C] that compiled kernels multiply."""
 
     def __init__(self, matrix: _core.Matrix) -> None:
-        self._matrix = matrix
+        self.core = matrix
         self.shape = matrix.shape
 
     @property
     def nbytes(self) -> int:
         """Bytes read for one token."""
-        return self._matrix.nbytes
+        return self.core.nbytes
 
     def matmul(self, x: Tensor) -> Tensor:
         """Float32 [T, C] -> [T, R], with as many threads as torch uses."""
@@ -41,7 +41,7 @@ class NativeMatrix:
             raise BadInput(
                 f"activations are {x.dtype} {list(x.shape)}: give float32 [tokens, {self.shape[1]}] to this matrix."
             )
-        return torch.from_numpy(self._matrix.matmul(x.detach().contiguous(), torch.get_num_threads()))
+        return torch.from_numpy(self.core.matmul(x.detach().contiguous(), torch.get_num_threads()))
 
 
 def native_matrix(terms: tuple[Term, ...], shape: tuple[int, int], bias: Tensor | None) -> NativeMatrix:

@@ -1,0 +1,51 @@
+// Keys and values as int8 in the layout of the kernels. A page holds 64 positions of every layer and kv head:
+//   keys    [4 tiles of 16 positions][dims / 4][64]: a position is a row, so scores of 16 positions are one product
+//   values  [dims / 16][16 quads of positions][64]: a dim is a row, so a weighted sum is a product as well
+// Codes are stored + 128, because kernels want them unsigned; each position of a head has one scale for its key and one
+// for its value. A fine cache has a second plane of lower digits behind each, for about 15 bits. Positions past the end
+// may hold anything finite: their weight is zero. Queries and weights are always two digits.
+#pragma once
+#include <vector>
+
+#include "kernels/types.h"
+#include "memory.h"
+
+namespace bitwright {
+
+constexpr int kPage = 64;
+
+// Scratch of one thread.
+struct AttentionScratch {
+  std::vector<float> scores;
+  alignas(kVector) int8_t digits[1024 * 2];
+};
+
+class Cache {
+ public:
+  Cache(int layers, int kv_heads, int head_dim, bool fine);
+
+  void reserve(int positions);
+  void write(int position, int layer, int kv_head, const float* key, const float* value);
+
+  // out [head_dim] of one query head over positions [first, last].
+  void attend(const Steps& steps, int layer, int kv_head, const float* query, int first, int last, float scale, float cap,
+              AttentionScratch& scratch, float* out) const;
+
+  size_t bytes() const { return pages_.size() * page_bytes_; }
+
+ private:
+  struct Page {
+    uint8_t *keys, *values;
+    float *key_scale, *value_scale;  // [64]
+  };
+  Page page(int index, int layer, int kv_head) const;
+  size_t plane() const { return size_t(kPage) * padded_; }
+  template <class Place> float quantize(const float* x, Place place) const;
+
+  int kv_heads_, dim_, padded_;  // dims, and rounded up to a tile
+  bool fine_;
+  size_t head_bytes_, page_bytes_;
+  std::vector<Memory<>> pages_;
+};
+
+}  // namespace bitwright

@@ -1,0 +1,82 @@
+// Runs a plan: tokens in, logits out, with a cache of one sequence.
+#pragma once
+#include <functional>
+#include <vector>
+
+#include "activations.h"
+#include "engine/cache.h"
+#include "engine/plan.h"
+#include "engine/sampler.h"
+
+namespace bitwright {
+
+class Team;
+
+class Engine {
+ public:
+  Engine(Plan plan, int threads);
+  Engine(const Engine&) = delete;
+
+  const Plan& plan() const { return plan_; }
+  int position() const { return position_; }
+  size_t cache_bytes() const { return cache_.bytes(); }
+
+  // Forgets everything after `position`.
+  void truncate(int position);
+
+  // Appends tokens; logits of the last one, or of all of them: [count or 1][vocabulary].
+  void forward(const int* tokens, int count, bool all, float* logits);
+
+  // Appends the prompt (after `before`, which the cache holds already) and up to `limit` new tokens. Every `chunk` tokens and at the end the new ones go to `emit`, which
+  // returns false to stop. Ends after a token of `stops`, which is emitted too.
+  void generate(const std::vector<int>& before, const std::vector<int>& prompt, int limit, const Sampling& sampling,
+                const std::vector<int>& stops, int chunk, const std::function<bool(const std::vector<int>&)>& emit);
+
+ private:
+  struct Worker {
+    ActivationBlocks blocks[3];
+    std::vector<float> hidden;
+    Memory<> scratch;
+    AttentionScratch attention;
+  };
+
+  // Linears that share an input; those with the same activation groups share its codes too.
+  struct Products {
+    std::vector<const Linear*> linears;
+    std::vector<int> slot;  // of each linear; -1: float
+  };
+  struct LayerProducts {
+    Products qkv, o, gate_up, down;
+  };
+
+  static Products products(std::vector<const Linear*> linears);
+  void embed(int token, float* out) const;
+  void rope_tables(int count);
+  void block(const int* tokens, int count, bool all, float* logits);
+  void layer(int index, int worker, int workers);
+  // Normalizes and quantizes the input of p; with one token every worker does so for itself, which saves a barrier.
+  void prepare(const Products& p, const float* x, size_t stride, Norm norm, int worker, int workers);
+  // Rows of tiles [first, last) of the linears taken as one; y has one pointer a linear, rows `stride` apart.
+  void multiply(const Products& p, int linear, int first, int last, float* y, int worker);
+  void norm_rows(const float* x, Norm norm, float* y, int count) const;
+  void add_output(const Products& p, Norm norm, int worker, int workers);
+  void cache_and_rotate(int index, int worker, int workers);
+  void attention(int index, int worker, int workers);
+  void logits_of(int worker, int workers, bool all, float* logits);
+  void barrier(int workers) const;
+
+  Plan plan_;
+  int threads_;
+  const Kernels* level_;
+  Team* team_ = nullptr;
+  Cache cache_;
+  std::vector<LayerProducts> layers_;
+  Products head_;
+  std::vector<Worker> workers_;
+  int position_ = 0, count_ = 0, rows_ = 0;  // rows_: how many of the block's tokens go through the current product
+  // [tokens][...] of one block
+  std::vector<float> x_, q_, k_, v_, mixed_, out_, gate_, up_;
+  std::vector<std::vector<float>> cosine_, sine_;
+};
+
+}  // namespace bitwright

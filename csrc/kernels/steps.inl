@@ -1,0 +1,100 @@
+// Float steps of the engine as plain loops, which the compiler vectorizes for each level.
+
+inline float lane_sum(const float* lanes) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; i++) sum += lanes[i];
+  return sum;
+}
+
+static float sum_squares(const float* x, int n) {
+  float lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int j = 0; j < kLanes; j++) lanes[j] += x[i + j] * x[i + j];
+  for (int j = 0; i < n; i++, j++) lanes[j] += x[i] * x[i];
+  return lane_sum(lanes);
+}
+
+static void scale_by(const float* x, float factor, const float* weight, float* y, int n) {
+  for (int i = 0; i < n; i++) y[i] = x[i] * factor * weight[i];
+}
+
+static void add(const float* x, float* y, int n) {
+  for (int i = 0; i < n; i++) y[i] += x[i];
+}
+
+// e^x to about 1 ulp: x = k ln 2 + r, a polynomial of degree 6 in r, and k into the exponent. Below -87 it is 0.
+inline float exponential(float x) {
+  const float clamped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  const float k = __builtin_floorf(clamped * 1.44269504f + 0.5f);
+  const float r = (clamped - k * 0.693359375f) - k * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (int32_t(k) + 127) << 23;
+  float power;
+  __builtin_memcpy(&power, &bits, 4);
+  return x < -87.0f ? 0.0f : p * power;
+}
+
+inline float tanh_of(float x) {
+  const float e = exponential(-2.0f * (x < 0 ? -x : x));
+  const float t = (1.0f - e) / (1.0f + e);
+  return x < 0 ? -t : t;
+}
+
+static void silu(const float* gate, float* y, int n) {
+  for (int i = 0; i < n; i++) y[i] *= gate[i] / (1.0f + exponential(-gate[i]));
+}
+
+static void gelu(const float* gate, float* y, int n) {
+  for (int i = 0; i < n; i++) {
+    const float g = gate[i];
+    y[i] *= 0.5f * g * (1.0f + tanh_of(0.797884561f * (g + 0.044715f * g * g * g)));
+  }
+}
+
+static void soft_cap(float* x, float cap, int n) {
+  for (int i = 0; i < n; i++) x[i] = cap * tanh_of(x[i] / cap);
+}
+
+static float softmax(float* x, int n) {
+  float top = x[0];
+  for (int i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
+  for (int i = 0; i < n; i++) x[i] = exponential(x[i] - top);
+  float lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int j = 0; j < kLanes; j++) lanes[j] += x[i + j];
+  for (int j = 0; i < n; i++, j++) lanes[j] += x[i];
+  return lane_sum(lanes);
+}
+
+static void rotate(float* x, const float* cosine, const float* sine, int half) {
+  for (int i = 0; i < half; i++) {
+    const float a = x[i], b = x[half + i];
+    x[i] = a * cosine[i] - b * sine[i];
+    x[half + i] = b * cosine[i] + a * sine[i];
+  }
+}
+
+static void float_tile(const float* tile, const float* x, int columns, float* y) {
+  float lanes[kLanes] = {};
+  for (int k = 0; k < columns; k++)
+    for (int j = 0; j < kLanes; j++) lanes[j] += x[k] * tile[k * kLanes + j];
+  for (int j = 0; j < kLanes; j++) y[j] = lanes[j];
+}
+
+template <class P> void pair(const uint8_t* codes, const int8_t* x, int quads, int32_t* out) {
+  V<P> sum[2];
+  P::template product<2>(codes, x, quads, true, sum);
+  P::store(out, sum[0]), P::store(out + kLanes, sum[1]);
+}
+
+template <class P> constexpr Steps steps_of() {
+  return {sum_squares, scale_by, add, silu, gelu, soft_cap, softmax, rotate, float_tile, pair<P>};
+}
