@@ -15,7 +15,6 @@ from bitwright.artifact.read import open_artifact
 from bitwright.engine.run import prepare
 from bitwright.errors import BadInput, Refused
 
-
 Digest = Callable[[Path], str]
 
 

@@ -1,0 +1,82 @@
+"""transformers and bitwright folders: with our import they run packed, without it they fail loudly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+LOAD = """
+import sys
+{imports}
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+import torch
+print(type(model.model.layers[0].mlp.up_proj).__name__)
+with torch.inference_mode():
+    torch.save(model(torch.arange(20)[None]).logits, sys.argv[2])
+"""
+
+
+def load_in_a_new_process(imports: str, folder: Path, logits: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", LOAD.format(imports=imports), str(folder), str(logits)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_plain_transformers_refuses_instead_of_making_noise(packed: Path, tmp_path: Path) -> None:
+    done = load_in_a_new_process("from transformers import AutoModelForCausalLM", packed, tmp_path / "logits")
+    assert done.returncode != 0
+    assert "mismatch" in done.stderr.lower()
+    assert not (tmp_path / "logits").exists()
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import bitwright\nfrom transformers import AutoModelForCausalLM",
+        "from transformers import AutoModelForCausalLM\nimport bitwright",
+    ],
+    ids=["before", "after"],
+)
+def test_from_pretrained_runs_packed_in_both_import_orders(packed: Path, tmp_path: Path, imports: str) -> None:
+    from bitwright.runtime.load import load
+
+    done = load_in_a_new_process(imports, packed, tmp_path / "logits")
+    assert done.returncode == 0, done.stderr
+    assert "QLinear" in done.stdout
+    with torch.inference_mode():
+        expected = load(packed)(torch.arange(20)[None]).logits
+    assert (torch.load(tmp_path / "logits") - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_save_pretrained_round_trips_exactly(packed: Path, tmp_path: Path) -> None:
+    from bitwright.artifact.read import open_artifact
+    from bitwright.runtime.load import load
+
+    model = load(packed)
+    model.save_pretrained(tmp_path / "again")
+    before, after = open_artifact(packed), open_artifact(tmp_path / "again")
+    names = sorted(n for f in before.files for n in f.entries)
+    assert names == sorted(n for f in after.files for n in f.entries)
+    for name in names:
+        assert before.tensor(name).dtype == after.tensor(name).dtype
+        assert torch.equal(before.tensor(name), after.tensor(name))
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(load(tmp_path / "again")(ids).logits, model(ids).logits)
+
+
+def test_casting_a_model_leaves_the_planes_alone(packed: Path) -> None:
+    from bitwright.runtime.load import load
+
+    model = load(packed)
+    layer = model.get_submodule("model.layers.0.mlp.up_proj")
+    before = {name: plane.clone() for name, plane in layer.planes.items()}
+    model.to(torch.bfloat16)
+    assert all(
+        torch.equal(plane, before[name]) and plane.dtype == before[name].dtype for name, plane in layer.planes.items()
+    )
+    with torch.inference_mode():
+        assert model(torch.arange(8)[None]).logits.isfinite().all()
