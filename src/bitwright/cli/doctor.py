@@ -15,8 +15,8 @@ from bitwright.cli.output import Json, print_json
 
 LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 FEATURES = (
-    "avx2", "f16c", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512vbmi", "avx512_vbmi2", "avx512_bf16",
-    "amx_int8", "asimddp", "i8mm", "sve",
+    "avx2", "f16c", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512vbmi",
+    "avx512_vbmi2", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve",
 )  # fmt: skip
 
 
