@@ -49,24 +49,33 @@ def inverse_cholesky(hessian: Tensor, damping: float = 0.01) -> tuple[Tensor, fl
     Inputs that never fired (H_jj = 0) count with curvature 1. Damping grows tenfold, logged, until the matrix
     factorises (GPTQ, arXiv 2210.17323, step 3). Run it under one thread for equal bits on any machine load.
     """
-    h = hessian.double().clone()
-    diagonal = h.diagonal()
-    diagonal[diagonal == 0] = 1.0
+    diagonal = hessian.diagonal().double()
+    diagonal = torch.where(diagonal == 0, 1.0, diagonal)
     mean = float(diagonal.mean())
     if not math.isfinite(mean):
         raise WorkFailed("the Hessian is not finite: the calibration activations overflow.")
     used = damping
     while True:
-        damped = h.clone()
-        damped.diagonal().add_(used * mean)
-        lower, info = torch.linalg.cholesky_ex(damped)
-        if int(info) == 0:
-            upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if int(info) == 0 and bool(upper.isfinite().all()):
-                return upper, used
+        upper = _factor(hessian, diagonal + used * mean)
+        if upper is not None:
+            return upper, used
         if used >= 100:
             raise WorkFailed(
                 "the Hessian does not factorise even with damping 100: the calibration data is degenerate."
             )
         used = max(used * 10, 1e-4)
         log.warning("Hessian is close to singular: damping raised to %g", used)
+
+
+def _factor(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
+    """U for this diagonal, None if the matrix does not factorise; at most two float64 matrices live at a time."""
+    h = hessian.to(torch.float64, copy=True)
+    h.diagonal().copy_(diagonal)
+    lower, info = torch.linalg.cholesky_ex(h)
+    del h
+    if int(info) != 0:
+        return None
+    inverse = torch.cholesky_inverse(lower)
+    del lower
+    upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
+    return upper if int(info) == 0 and bool(upper.isfinite().all()) else None

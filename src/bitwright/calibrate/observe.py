@@ -82,7 +82,7 @@ def hessian(grams: Iterable[tuple[Tensor, int]], name: str) -> Hessian | None:
         tokens += count
     if total is None or tokens == 0:
         return None
-    matrix = (total * (2 / tokens)).float()
+    matrix = total.mul_(2 / tokens).float()
     if not bool(matrix.isfinite().all()):
         raise WorkFailed(f"the inputs of {name} are not finite: the model overflows on the calibration text.")
     return Hessian(matrix, tokens)

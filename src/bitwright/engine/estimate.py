@@ -33,12 +33,15 @@ def peak_bytes(job: Job, source: Source, structure: Structure, batch: int) -> in
     blocks = len(structure.blocks)
     block = 4 * sum(prod(shape) for shape in shapes) // blocks
     columns = max(shape[-1] for shape in shapes)
-    # grams of the tasks under way and waiting, their float64 sum, and three float64 matrices of the factorisation
-    curvature = columns**2 * (4 * (threads + 2) + 8 + 3 * 8)
     widest = sum(shape[-1] + shape[-2] for shape in shapes) // blocks
     activations = 4 * threads * batch * job.length * widest
-    solving = 6 * 4 * max(shape[-1] * shape[-2] for shape in shapes) * min(threads, 2)
-    return block + max(curvature + activations, curvature + solving)
+    # grams of the tasks under way and waiting, their float64 sum
+    observing = columns**2 * (4 * (threads + 2) + 8) + activations
+    # the Hessian and two float64 matrices, a third inside LAPACK
+    factorising = columns**2 * (4 + 3 * 8)
+    largest = max(shape[-1] * shape[-2] for shape in shapes)
+    solving = columns**2 * (4 + 8 + 4) + 6 * 4 * largest * min(threads, 2)
+    return int(block + max(observing, factorising, solving))
 
 
 def batch_for(job: Job, source: Source, structure: Structure) -> int:

@@ -23,7 +23,7 @@ from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan, make_plan
 from bitwright.engine.quantize import Progress, Run, block_part, table_part
 from bitwright.engine.verify import PROMPT, fixed_logits, same_when_reopened
-from bitwright.engine.workers import Workers
+from bitwright.engine.workers import Workers, return_memory_at_once
 from bitwright.errors import Refused, WorkFailed
 from bitwright.models.cache import cache_folder
 from bitwright.models.calls import BlockCall, record_calls
@@ -59,6 +59,8 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
     """Carry out a job; the same call after an interruption goes on where it was, to the same bytes."""
     began = time.monotonic()
     require_free(job.out)
+    if job.max_memory is not None:
+        return_memory_at_once()
     with lock(job.out):
         source, structure, plan = prepare(job)
         batch = batch_for(job, source, structure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +13,22 @@ import torch
 
 A = TypeVar("A")
 B = TypeVar("B")
+MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def return_memory_at_once() -> None:
+    """Let glibc give every freed tensor back to the system, at some cost in page faults.
+
+    Its default raises the size above which it does so with every large free, and keeps the rest in pieces.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, 1 << 18)
 
 
 class Workers:
