@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -74,20 +75,25 @@ def seconds(job: Job, source: Source, plan: Plan, structure: Structure) -> float
 
 def _products_per_second() -> float:
     """Multiply-adds a second of one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     x = torch.ones(512, 512)
-    began = time.perf_counter()
-    for _ in range(8):
-        x @ x
-    took = time.perf_counter() - began
-    torch.set_num_threads(before)
-    return float(8 * 512**3 / took)
+    return 512**3 / _probe(lambda: x @ x)
 
 
 def _solve_seconds(plan: Plan) -> float:
     """Seconds a weight of the recipe's own solver on a small layer."""
     w = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
-    began = time.perf_counter()
-    plan.recipe.solver.solve(w, plan.recipe.format, Hessian(torch.eye(256), 256))
-    return (time.perf_counter() - began) / w.numel()
+    solver, fmt = plan.recipe.solver, plan.recipe.format
+    return _probe(lambda: solver.solve(w, fmt, Hessian(torch.eye(256), 256))) / w.numel()
+
+
+def _probe(task: Callable[[], object]) -> float:
+    """Seconds of a task on one thread, as workers run it: the quickest of three after one to warm up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    took = []
+    for _ in range(4):
+        began = time.perf_counter()
+        task()
+        took.append(time.perf_counter() - began)
+    torch.set_num_threads(before)
+    return min(took[1:])
