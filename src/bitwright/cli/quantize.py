@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bitwright.models.structure import Structure
 
 WORST = 5  # layers named in the summary
+OWN_SAMPLES = "the model's own samples"
 
 
 def quantize(
@@ -100,11 +101,23 @@ def run(job: Job) -> Result:
         f"{job.model} -> {job.out}: {megabytes(plan.file_bytes)} in all, "
         f"{plan.stored_bits_per_weight:.3f} stored bits a weight in the blocks ({plan.recipe.name})"
     )
-    note(f"about {duration(time)} (without sampling a calibration text), {megabytes(memory)} beside the libraries")
+    note(_costs(time, memory, _calibration(job, plan)))
     if plan.caution:
         note(f"caution: {plan.caution}")
     with progress() as step:
         return carry_out(job, step)
+
+
+def _calibration(job: Job, plan: Plan) -> str | None:
+    """Where the calibration text comes from; None if the recipe needs none."""
+    if not plan.recipe.solver.needs_hessian:
+        return None
+    return str(job.data) if job.data else OWN_SAMPLES
+
+
+def _costs(time: float, memory: int, calibration: str | None) -> str:
+    more = "; sampling the calibration text from the model comes on top, once" if calibration == OWN_SAMPLES else ""
+    return f"about {duration(time)}, {megabytes(memory)} of memory beside the libraries{more}"
 
 
 def estimates(job: Job, source: Source, structure: Structure, plan: Plan) -> tuple[float, int]:
@@ -172,6 +185,7 @@ def _plan_facts(job: Job) -> dict[str, Any]:
         "bits": plan.bits.named(),
         "estimated_seconds": time,
         "estimated_peak_bytes": memory,
+        "calibration": _calibration(job, plan),
         "formats": list(formats),
         "weights": [row.model_dump(mode="json") for row in rows],
         "kept": [row.model_dump(mode="json") for row in kept_rows(plan.contents.kept)],
@@ -199,7 +213,6 @@ def _print_plan(told: dict[str, Any]) -> None:
         print(f"format {index}: {format_name(spec)}")
     print(f"kept as they are: {len(told['kept'])} tensors")
     print(f"file: {told['file_bytes']:,} bytes; blocks: {told['stored_bits_per_weight']:.4f} stored bits a weight")
-    print(f"about {duration(told['estimated_seconds'])} (without sampling a calibration text)")
-    print(f"memory: {megabytes(told['estimated_peak_bytes'])} beside the imported libraries")
+    print(_costs(told["estimated_seconds"], told["estimated_peak_bytes"], told["calibration"]))
     if told["caution"]:
         print(f"caution: {told['caution']}")
