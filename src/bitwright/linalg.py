@@ -78,4 +78,5 @@ def _factor(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
     inverse = torch.cholesky_inverse(lower)
     del lower
     upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
-    return upper if int(info) == 0 and bool(upper.isfinite().all()) else None
+    del inverse
+    return upper if int(info) == 0 and bool(upper.sum().isfinite()) else None  # `isfinite` would copy the matrix
