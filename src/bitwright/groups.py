@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitwright.protocols import Params
+Params = dict[str, Tensor]
+"""Parameters while solving. In one group each is float32 [R, 1] (shared by its columns) or [R, n] (one a
+column); joined over a matrix they are [R, G] or [R, C]."""
 
 
 def groups(columns: int, group: int | None) -> list[slice]:

@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from bitwright.bits import Bits
+from bitwright.groups import Params, per_column
 from bitwright.linalg import Hessian
 
 Planes = dict[str, Tensor]
 """Stored tensors of one weight by role: "weight" (codes), "scales", "mins", "mask", ..."""
-
-Params = dict[str, Tensor]
-"""Parameters while solving. In one group each is float32 [R, 1] (shared by its columns) or [R, n] (one a
-column); joined over a matrix they are [R, G] or [R, C]."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +202,6 @@ class QTensor:
 
     def dequantize(self) -> Tensor:
         """Float32 [R, C], exactly the weights that kernels see."""
-        from bitwright.groups import per_column
-
         codes, params = self.format.unpack(self.planes, self.shape)
         return self.format.decode(codes, per_column(params, self.format.group, self.shape[1]))
 

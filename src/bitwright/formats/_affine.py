@@ -8,8 +8,8 @@ from torch import Tensor
 from bitwright.bits import Bits
 from bitwright.errors import BadField
 from bitwright.formats import _fit, _layout
-from bitwright.groups import groups, per_column
-from bitwright.protocols import ColumnStats, Dense, Operand, Params, Planes, PlaneSpec, Term
+from bitwright.groups import Params, groups, per_column
+from bitwright.protocols import ColumnStats, Dense, Operand, Planes, PlaneSpec, Term
 
 ACTIVATION_GROUP = 128  # columns that share an activation scale where weights have none to follow
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitwright.protocols import Params
+from bitwright.groups import Params
 
 LARGEST = 65504.0  # of f16
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from bitwright.errors import BadField
 from bitwright.formats import _fit, _layout
 from bitwright.formats._affine import AffineCodes, check_group
-from bitwright.protocols import Params
+from bitwright.groups import Params
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from bitwright.formats import _fit, _layout
 from bitwright.formats._masks import Bitmap, Codec, Nm, Offsets
 from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
-from bitwright.groups import groups, per_column
+from bitwright.groups import Params, groups, per_column
 from bitwright.partitions.salience import Salience
 from bitwright.partitions.slots import Slots
-from bitwright.protocols import ColumnStats, Dense, Operand, Params, Partition, Planes, PlaneSpec, Sparse, Term
+from bitwright.protocols import ColumnStats, Dense, Operand, Partition, Planes, PlaneSpec, Sparse, Term
 
 
 @dataclass(frozen=True)

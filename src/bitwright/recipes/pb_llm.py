@@ -1,7 +1,7 @@
 """PB-LLM (arXiv 2310.00034): a few salient weights at 8 or 4 bits, all others binary.
 
 Salience is w^2 / u^2 (rise of the loss if the weight were dropped); both kinds go through one GPTQ loop.
-Stored bits a weight, with a bitmap: 1 (signs) + 1 (bitmap) + share * salient bits + 32 / group (or columns) + 32 / columns.
+Stored bits a weight, with a bitmap: 1 (signs) + 1 (bitmap) + share * salient bits + 32 / group + 32 / columns.
 """
 
 from __future__ import annotations

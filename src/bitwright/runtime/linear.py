@@ -48,7 +48,7 @@ class Packed(nn.Module):
         # Casting a model to another float type must not touch stored scales; moving it to meta or back may.
         probe = fn(torch.empty(0, dtype=torch.uint8, device=self._buffers["weight"].device))  # type: ignore[union-attr]
         if probe.device != self._buffers["weight"].device:  # type: ignore[union-attr]
-            super()._apply(fn, recurse)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def extra_repr(self) -> str:
@@ -132,7 +132,9 @@ class TiedHead(QLinear):
     @property
     def planes(self) -> Planes:
         """The embedding's planes."""
-        return self._table.planes  # type: ignore[no-any-return, union-attr]
+        table = self.__dict__["_table"]
+        assert isinstance(table, QEmbedding)
+        return table.planes
 
     @property
     def weight(self) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitwright.errors import BadArtifact
 from bitwright.protocols import Format
-from bitwright.runtime.linear import Activations, QEmbedding, QExperts, QLinear, TiedHead, set_activations
+from bitwright.runtime.install import install, place
+from bitwright.runtime.linear import Activations, QEmbedding, QExperts, QLinear, set_activations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,60 +74,6 @@ def assemble(
     if left:
         raise BadArtifact(f"the artifact holds no {left[0]} ({len(left)} tensors missing): write it again.")
     return model
-
-
-def install(model: nn.Module, quantization: Quantization, formats: tuple[Format, ...]) -> None:
-    """Replace the modules that `quantization` names by packed ones with empty planes on the meta device."""
-    with torch.device("meta"):
-        for weight in quantization.weights:
-            parent, leaf = _parent(model, weight.name)
-            old = getattr(parent, leaf)
-            new: nn.Module
-            if len(weight.shape) == 3:
-                new = QExperts(formats[weight.format], (weight.shape[0], *weight.matrix))
-                parent._parameters.pop(leaf, None)
-            elif isinstance(old, nn.Embedding):
-                new = QEmbedding(formats[weight.format], weight.matrix, _embedding_scale(old))
-            else:
-                new = QLinear(formats[weight.format], weight.matrix, getattr(old, "bias", None) is not None)
-            setattr(parent, leaf, new)
-    for head, table in quantization.tied:
-        embedding = model.get_submodule(table)
-        assert isinstance(embedding, QEmbedding)
-        parent, leaf = _parent(model, head)
-        setattr(parent, leaf, TiedHead(embedding))
-    if quantization.tied:
-        # nothing is left for transformers to tie
-        model._tied_weights_keys = model.all_tied_weights_keys = {}  # type: ignore[assignment]
-
-
-def place(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put a kept tensor into its parameter or buffer, in float32 if it is a float."""
-    parent, leaf = _parent(model, name)
-    value = value.float() if value.is_floating_point() else value
-    if leaf in parent._parameters:
-        parent._parameters[leaf] = nn.Parameter(value.clone(), requires_grad=False)
-    elif leaf in parent._buffers:
-        parent._buffers[leaf] = value.clone()
-    else:
-        raise BadArtifact(f"the artifact holds {name}, which the model has no place for.")
-
-
-def _parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    try:
-        parent = model.get_submodule(path)
-    except AttributeError:
-        raise BadArtifact(f"the artifact holds {name}, which the model has no place for.") from None
-    return parent, leaf
-
-
-def _embedding_scale(table: nn.Embedding) -> float:
-    """The constant by which some embeddings (Gemma) multiply what they look up."""
-    scale = getattr(table, "scalar_embed_scale", None)
-    if scale is None and hasattr(table, "embed_scale"):
-        scale = table.embed_scale
-    return 1.0 if scale is None else float(scale)
 
 
 def _generation_config(model: PreTrainedModel, artifact: Artifact) -> None:

@@ -34,7 +34,7 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from bitwright.artifact.layout import Quantization, parse
         from bitwright.artifact.plan import formats
-        from bitwright.runtime.load import install
+        from bitwright.runtime.install import install
 
         quantization = parse(Quantization, self.quantization_config.to_dict(), "quantization_config of config.json")
         install(model, quantization, formats(quantization))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import BadField
-from bitwright.groups import columns_of, groups, join
+from bitwright.groups import Params, columns_of, groups, join
 from bitwright.linalg import Hessian
-from bitwright.protocols import ColumnStats, Format, Params, QTensor
+from bitwright.protocols import ColumnStats, Format, QTensor
 
 
 @dataclass(frozen=True)
