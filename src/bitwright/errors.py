@@ -6,6 +6,7 @@ BitwrightError            exit 2, wrong use: what, where and what to do
   BadInput                a file, folder, text or model that cannot be used
     BadArtifact           a bitwright folder that is truncated, altered or of another version
   Refused                 the request is clear but cannot be carried out as it stands
+    TooFewBits            a method cannot store that little
 WorkFailed                exit 1: the work itself went wrong (non-finite values, failed verification)
 Anything else is a bug and shows its traceback.
 """
@@ -50,6 +51,10 @@ class BadArtifact(BadInput):
 
 class Refused(BitwrightError):
     """The request is clear but cannot be carried out as it stands."""
+
+
+class TooFewBits(Refused):
+    """A method cannot store that little."""
 
 
 class WorkFailed(BitwrightError):

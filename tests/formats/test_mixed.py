@@ -5,7 +5,6 @@ import torch
 
 from bitwright.errors import BadField
 from bitwright.formats.binary import Binary
-from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
 from bitwright.linalg import Hessian
 from bitwright.partitions.salience import Salience

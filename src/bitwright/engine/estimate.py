@@ -14,12 +14,12 @@ from bitwright.engine.plan import Plan, block_weights
 from bitwright.engine.workers import cores
 from bitwright.errors import Refused
 from bitwright.linalg import Hessian
-from bitwright.solvers.gptq import Gptq
 
 if TYPE_CHECKING:
     from bitwright.models.source import Source
     from bitwright.models.structure import Structure
 
+FINISH = 10.0  # seconds to write and verify
 BATCH = 4  # sequences that run through a block together
 PASSES = 2.2  # runs through a block: once up to each wave, once to its end
 
@@ -69,8 +69,7 @@ def seconds(job: Job, source: Source, plan: Plan, structure: Structure) -> float
     shapes = dict(block_weights(source, structure))
     inputs = [shapes[f"{block.path}.{wave[0]}"][-1] for block in structure.blocks for wave in block.waves]
     grams = sum(c**2 for c in inputs) * job.tokens / rate / threads if solver.needs_hessian else 0.0
-    per_entry = _solve_seconds(plan) if isinstance(solver, Gptq) else 2e-8
-    return forward + grams + weights * per_entry / min(threads, 2) + 10.0
+    return forward + grams + weights * _solve_seconds(plan) / min(threads, 2) + FINISH
 
 
 def _products_per_second() -> float:

@@ -13,7 +13,7 @@ from bitwright.artifact.write import Contents, predicted_bytes
 from bitwright.bits import Bits, total
 from bitwright.engine import settings
 from bitwright.engine.job import Job
-from bitwright.errors import Refused
+from bitwright.errors import Refused, TooFewBits
 from bitwright.protocols import Format, PlaneSpec, Recipe
 from bitwright.spec import to_spec
 
@@ -75,11 +75,11 @@ def _largest(target: int, at: Any) -> Plan:
         middle = (low + high) // 2
         try:
             plan = at(middle / 100)
-        except Refused as refusal:
-            if "too few" in str(refusal):
-                low = middle + 1
-            else:
-                high = middle - 1
+        except TooFewBits:
+            low = middle + 1
+            continue
+        except Refused:  # more than the recipe can use
+            high = middle - 1
             continue
         least = plan.file_bytes if least is None else min(least, plan.file_bytes)
         if plan.file_bytes <= target:
@@ -87,9 +87,9 @@ def _largest(target: int, at: Any) -> Plan:
         else:
             high = middle - 1
     if best is None:
-        told = f"the smallest file is {least / 1e6:.1f} MB" if least else "no setting fits"
+        told = f"the smallest file is {least / 1e6:.3g} MB" if least else "no setting fits"
         raise Refused(
-            f"a file of {target / 1e6:.1f} MB cannot be reached with this recipe: {told}; "
+            f"a file of {target / 1e6:.3g} MB cannot be reached with this recipe: {told}; "
             "choose a recipe with fewer bits or fewer bits for the embedding (--set embedding.bits_per_code=4)."
         )
     return best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bitwright.artifact.folder import draft, lock, require_free
+from bitwright.artifact.folder import draft, lock, require_free, writing
 from bitwright.artifact.layout import Calibration, Manifest, Origin
 from bitwright.artifact.plan import formats
 from bitwright.artifact.write import write_artifact, write_manifest
@@ -169,11 +170,17 @@ def _start(
         calls[len(part)] = own
         if hidden is None:
             shape = (len(ids), *part.shape[1:])
-            store = journal.folder / "hidden.bin"
-            hidden = torch.from_file(str(store), shared=True, size=prod(shape), dtype=torch.float32).view(shape)
+            hidden = _mapped(journal.folder / "hidden.bin", shape)
         hidden[start : start + batch] = part
     assert hidden is not None
     return Run(plan, source, structure, model, journal, workers, hidden, calls, batch, progress)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Float32 memory that is a file; its blocks are reserved first, as a full disk would end the process later."""
+    with writing(path), path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * prod(shape))
+    return torch.from_file(str(path), shared=True, size=prod(shape), dtype=torch.float32).view(shape)
 
 
 def _stored(plan: Plan, source: Source, structure: Structure, journal: Journal) -> Callable[[str], Tensor]:

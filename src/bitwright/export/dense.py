@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bitwright.artifact.folder import draft
+from bitwright.artifact.layout import CARD, CONFIG, INDEX, MANIFEST, json_text
 from bitwright.artifact.read import Artifact, open_artifact
 from bitwright.artifact.write import plan_shards, write_shards, write_text
-from bitwright.artifact.layout import CARD, CONFIG, INDEX, MANIFEST, json_text
 from bitwright.protocols import PlaneSpec
 
 

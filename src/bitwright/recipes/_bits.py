@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bitwright.bits import total
-from bitwright.errors import Refused
+from bitwright.errors import Refused, TooFewBits
 from bitwright.formats.integer import Integer
 from bitwright.protocols import Format, Recipe
 
@@ -23,7 +23,7 @@ def largest_share(make: Callable[[float], Format], bits: float, shapes: Shapes, 
     low, high = 0, 4096
     least, most = stored_bits(make(0.0), shapes), stored_bits(make(1.0), shapes)
     if bits < least:
-        raise Refused(f"{bits} bits are too few for {what}: it stores at least {least:.3f} here, give that or more.")
+        raise TooFewBits(f"{bits} bits are too few for {what}: it stores at least {least:.3f} here, give that or more.")
     if bits >= most:
         raise Refused(f"{bits} bits are more than {what} can use: it stores at most {most:.3f} here.")
     while high - low > 1:
@@ -45,5 +45,7 @@ def integer_at(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
     fits = [(c.bits_per_code, stored_bits(c, shapes), c) for c in choices if stored_bits(c, shapes) <= bits + 1e-9]
     if not fits:
         least = min(stored_bits(c, shapes) for c in choices)
-        raise Refused(f"{bits} bits are too few for integers: they store at least {least:.3f} here, give that or more.")
+        raise TooFewBits(
+            f"{bits} bits are too few for integers: they store at least {least:.3f} here, give that or more."
+        )
     return replace(recipe, format=max(fits, key=lambda fit: fit[:2])[2])
