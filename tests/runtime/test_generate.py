@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from bitwright.errors import BadField, BadInput
-from bitwright.runtime.generate import Sampling, chat_ids, stop_tokens, stream, tokens
+from bitwright.errors import BadField, BadInput, Refused
+from bitwright.runtime.generate import Sampling, chat_ids, generator, stop_tokens, stream
+from bitwright.runtime.generate import torch_tokens as tokens
 from bitwright.runtime.load import load_float
 
 PROMPT = [10, 20, 30]
@@ -68,15 +69,15 @@ def test_impossible_sampling(fields: dict[str, float]) -> None:
 
 def test_pieces_join_to_the_text(model: Any, tokenizer: Any) -> None:
     ids = list(tokens(model, PROMPT, 40, stop=stop_tokens(model, tokenizer)))
-    pieces = list(stream(model, tokenizer, PROMPT, max_tokens=40))
+    pieces = list(stream(generator(model), tokenizer, PROMPT, max_tokens=40))
     assert len(pieces) == len(ids) + 1
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_character_of_several_tokens_comes_whole(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tokenizer("né 語!")["input_ids"]
-    monkeypatch.setattr("bitwright.runtime.generate.tokens", lambda *_: iter(ids))
-    pieces = list(stream(model, tokenizer, PROMPT, max_tokens=40))
+    monkeypatch.setattr("bitwright.runtime.generate.torch_tokens", lambda *_: iter(ids))
+    pieces = list(stream(generator(model), tokenizer, PROMPT, max_tokens=40))
     assert [piece for piece in pieces if piece] == ["n", "é", " ", "語", "!"]
 
 
@@ -86,3 +87,23 @@ def test_conversation_goes_through_the_template(tokenizer: Any) -> None:
     bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(BadInput, match="chat template"):
         chat_ids(bare, messages)
+
+
+def test_packed_models_generate_in_the_compiled_engine(packed: Path) -> None:
+    from bitwright.runtime import native
+    from bitwright.runtime.load import load
+
+    if not native.available()[0]:
+        pytest.skip(native.available()[1])
+    speaker = generator(load(packed))
+    assert speaker.engine is not None
+    assert speaker.why.startswith("compiled engine")
+    drawn = list(speaker.tokens(PROMPT, 30, Sampling(1.0, seed=3)))
+    assert drawn == list(speaker.tokens(PROMPT, 30, Sampling(1.0, seed=3)))
+    assert len(drawn) == 30
+
+
+def test_the_engine_is_refused_where_it_cannot_run(model: Any) -> None:
+    assert generator(model).engine is None
+    with pytest.raises(Refused, match="not packed"):
+        generator(model, "native")

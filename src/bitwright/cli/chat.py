@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bitwright.cli.generate import MaxTokens, Seed, Temperature, TopP, set_threads, write_pieces
+from bitwright.cli.generate import EngineOption, MaxTokens, Seed, Temperature, TopP, set_threads, write_pieces
 from bitwright.cli.output import Json, Threads, note, print_json
 
 
@@ -19,28 +19,28 @@ def chat(
     temperature: Temperature = 0.2,
     top_p: TopP = 0.9,
     seed: Seed = 0,
+    engine: EngineOption = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Talk with a model by its own chat template. /quit ends; Ctrl-C ends the answer, a second one the session."""
     from bitwright.cli.subject import open_subject
-    from bitwright.runtime.generate import Sampling, chat_ids, stream
+    from bitwright.runtime.generate import Sampling, chat_ids, generator, stream
 
     sampling = Sampling(temperature, top_p, seed)
     set_threads(threads)
     subject = open_subject(path, "int8")
-    tokenizer, model = subject.tokenizer(), subject.load()
+    tokenizer, speaker = subject.tokenizer(), generator(subject.load(), engine)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     answers: list[dict[str, Any]] = []
-    chat_ids(
-        tokenizer, [{"role": "user", "content": ""}]
-    )  # refuses a model without a template before anything is typed
+    # a model without a template is refused before anything is typed
+    chat_ids(tokenizer, [{"role": "user", "content": ""}])
     if sys.stdin.isatty():
         note("/quit or Ctrl-D ends")
     for said in _lines():
         messages.append({"role": "user", "content": said})
         ids = chat_ids(tokenizer, messages)
-        told = write_pieces(stream(model, tokenizer, ids, max_tokens=max_tokens, sampling=sampling), to_stderr=json)
+        told = write_pieces(stream(speaker, tokenizer, ids, max_tokens=max_tokens, sampling=sampling), to_stderr=json)
         messages.append({"role": "assistant", "content": told["text"]})
         answers.append({key: told[key] for key in ("tokens", "tokens_per_second", "seconds", "peak_rss_bytes")})
     if json:

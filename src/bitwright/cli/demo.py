@@ -67,11 +67,11 @@ def _measure(out: Path) -> Subject:
 
 def _speak(subject: Subject) -> None:
     from bitwright.cli.generate import write_pieces
-    from bitwright.runtime.generate import chat_ids, stream
+    from bitwright.runtime.generate import chat_ids, generator, stream
 
     note("\n3. the quantized model answers")
-    tokenizer = subject.tokenizer()
+    tokenizer, speaker = subject.tokenizer(), generator(subject.load())
     for question in QUESTIONS:
         print(f"> {question}")
         ids = chat_ids(tokenizer, [{"role": "user", "content": question}])
-        write_pieces(stream(subject.load(), tokenizer, ids, max_tokens=60), to_stderr=False)
+        write_pieces(stream(speaker, tokenizer, ids, max_tokens=60), to_stderr=False)

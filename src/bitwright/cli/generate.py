@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")
 Temperature = Annotated[float, typer.Option(help="0 takes the most probable token.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Draw from the most probable tokens of this joint probability.")]
 Seed = Annotated[int, typer.Option(help="Of the draws.")]
+EngineOption = Annotated[
+    Literal["auto", "native", "torch"], typer.Option(help="native: the compiled engine; auto: where it can run.")
+]
 
 
 def generate(
@@ -26,23 +29,24 @@ def generate(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    engine: EngineOption = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Continue a text, printing it as it comes; speed and memory at the end, on stderr."""
     from bitwright.cli.subject import open_subject
-    from bitwright.runtime.generate import Sampling, stream
+    from bitwright.runtime.generate import Sampling, generator, stream
 
     sampling = Sampling(temperature, top_p, seed)
     set_threads(threads)
     subject = open_subject(path, "int8")
     tokenizer = subject.tokenizer()
     ids = list(tokenizer(prompt)["input_ids"])
-    told = write_pieces(
-        stream(subject.load(), tokenizer, ids, max_tokens=max_tokens, sampling=sampling), to_stderr=json
-    )
+    speaker = generator(subject.load(), engine)
+    told = write_pieces(stream(speaker, tokenizer, ids, max_tokens=max_tokens, sampling=sampling), to_stderr=json)
+    note(f"[{speaker.why}]")
     if json:
-        print_json({"prompt": prompt, "prompt_tokens": len(ids), **told})
+        print_json({"prompt": prompt, "prompt_tokens": len(ids), "engine": speaker.why, **told})
 
 
 def set_threads(threads: int | None) -> None:

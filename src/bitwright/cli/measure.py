@@ -87,10 +87,10 @@ def measure(
 def speed(subject: Subject, ids: list[int]) -> float:
     """Tokens a second while generating: the median of three runs after a short prompt."""
     from bitwright.evaluate.speed import generation_speed
-    from bitwright.runtime.generate import tokens
+    from bitwright.runtime.generate import generator
 
-    model = subject.load()
-    return generation_speed(lambda: sum(1 for _ in tokens(model, ids[:SPEED_PROMPT], SPEED_TOKENS))).median
+    speaker = generator(subject.load())
+    return generation_speed(lambda: sum(1 for _ in speaker.tokens(ids[:SPEED_PROMPT], SPEED_TOKENS))).median
 
 
 def print_measured(rows: Sequence[Measured], told: str) -> None:

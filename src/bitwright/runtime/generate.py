@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from bitwright.errors import BadField, BadInput
+from bitwright.errors import BadField, BadInput, Refused
+from bitwright.runtime import native
+from bitwright.runtime.engine import Engine, build
+from bitwright.runtime.linear import QLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EngineChoice = Literal["auto", "native", "torch"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,44 @@ class Sampling:
 GREEDY = Sampling()
 
 
+@dataclass
+class Generator:
+    """A model that continues texts: in the compiled engine if there is one, else in torch; `why` tells the reason."""
+
+    model: PreTrainedModel
+    engine: Engine | None
+    why: str
+
+    def tokens(
+        self, ids: Sequence[int], limit: int, sampling: Sampling = GREEDY, stop: frozenset[int] = frozenset()
+    ) -> Iterator[int]:
+        """At most `limit` tokens that follow `ids`, before the first of `stop`, while the model has positions left.
+
+        `BadInput` if `ids` is empty or longer than the model reads.
+        """
+        if self.engine is None:
+            return torch_tokens(self.model, ids, limit, sampling, stop)
+        t, p, seed = sampling.temperature, sampling.top_p, sampling.seed
+        return self.engine.tokens(ids, limit, temperature=t, top_p=p, seed=seed, stop=stop)
+
+
+def generator(model: PreTrainedModel, choice: EngineChoice = "auto") -> Generator:
+    """How to generate with a model. "native" insists on the compiled engine: `Refused` says why it cannot run this."""
+    if choice == "torch":
+        return Generator(model, None, "torch: asked for")
+    if not any(isinstance(module, QLinear) for module in model.modules()):
+        engine: Engine | str = "torch: its weights are not packed"
+    else:
+        engine = build(model, torch.get_num_threads())
+    if isinstance(engine, Engine):
+        return Generator(model, engine, f"compiled engine, {native.level()} kernels")
+    if choice == "native":
+        raise Refused(f"the compiled engine cannot run this model ({engine}): use --engine auto.")
+    return Generator(model, None, engine)
+
+
 def stream(
-    model: PreTrainedModel,
+    speaker: Generator,
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[int],
     *,
@@ -43,22 +84,19 @@ def stream(
 ) -> Iterator[str]:
     """The text that follows `ids`: one piece a token, empty while a character is incomplete."""
     text = _Text(tokenizer)
-    for token in tokens(model, ids, max_tokens, sampling, stop_tokens(model, tokenizer)):
+    for token in speaker.tokens(ids, max_tokens, sampling, stop_tokens(speaker.model, tokenizer)):
         yield text.add(token)
     yield text.rest()
 
 
-def tokens(
+def torch_tokens(
     model: PreTrainedModel,
     ids: Sequence[int],
     limit: int,
     sampling: Sampling = GREEDY,
     stop: frozenset[int] = frozenset(),
 ) -> Iterator[int]:
-    """At most `limit` tokens that follow `ids`, before the first of `stop`, while the model has positions left.
-
-    The only place that runs a model for generation. `BadInput` if `ids` is empty or longer than the model reads.
-    """
+    """`Generator.tokens` by the modules of the model, for every architecture."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids) + limit
     if not 0 < len(ids) < positions:
         raise BadInput(f"the prompt has {len(ids)} tokens: give between 1 and {positions - 1}.")
