@@ -5,6 +5,7 @@
 
 #include "bind.h"
 #include "dispatch.h"
+#include "engine/arena.h"
 #include "engine/engine.h"
 
 namespace bitwright {
@@ -38,15 +39,17 @@ class PlanReader {
       const MatrixView& m = packed->get().view();
       for (int i = 0; i < m.terms; i++) require(!m.term[i].values, "a packed embedding must have dense terms only");
       require(m.rows == p.vocabulary && m.columns == p.hidden, "the embedding has the wrong shape");
-      p.packed_embedding = &m;
+      p.packed_embedding = &m;  // a few rows a token: read where it is
     } else {
       p.embedding = floats(table, size_t(p.vocabulary) * p.hidden, "the embedding has the wrong shape");
     }
+    arena.fill();
   }
 
   Plan plan;
   Owned owners;
   std::vector<Memory<float>> memory;
+  Arena arena;
 
  private:
   static void require(bool ok, const char* message) {
@@ -77,7 +80,7 @@ class PlanReader {
     Linear l;
     l.rows = rows, l.columns = columns;
     if (const PyMatrix* packed = matrix_of(object)) {
-      l.packed = &packed->get().view();
+      l.packed = arena.take(packed->get().view());
       require(l.packed->rows == rows && l.packed->columns == columns, "a weight has the wrong shape");
       return l;
     }

@@ -1,55 +1,16 @@
 #include "cache.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace bitwright {
-namespace {
-
-// The factor between an integer of two digits, high * 128 + low, and the float it stands for.
-constexpr int kDigit = 128, kLargest = 127 * kDigit;
-
-struct Digits {
-  float step;
-  int32_t high_sum, low_sum;
-};
-
-// x [n] as digits in the order of `pair`: [n / 4][2][4].
-Digits split(const float* x, int n, int8_t* out) {
-  float top = 0;
-  for (int i = 0; i < n; i++) top = std::max(top, std::fabs(x[i]));
-  Digits d{top / kLargest, 0, 0};
-  const float inverse = d.step > 0 ? 1 / d.step : 0;
-  for (int i = 0; i < n; i++) {
-    const int v = int(std::nearbyint(x[i] * inverse));
-    const int high = (v + kDigit / 2) >> 7, low = v - high * kDigit;
-    int8_t* quad = out + i / 4 * 8 + i % 4;
-    quad[0] = int8_t(high), quad[4] = int8_t(low);
-    d.high_sum += high, d.low_sum += low;
-  }
-  return d;
-}
-
-// 16 sums of (code - 128) * x, the codes being unsigned.
-void product(const Steps& steps, const uint8_t* codes, const int8_t* digits, int quads, const Digits& d, float* out) {
-  alignas(kVector) int32_t sums[2 * kLanes];
-  steps.pair(codes, digits, quads, sums);
-  for (int i = 0; i < kLanes; i++)
-    out[i] = float((sums[i] - 128 * d.high_sum) * kDigit + (sums[kLanes + i] - 128 * d.low_sum));
-}
-
-}  // namespace
-
 // Codes of x [dim] at the places that `place` names; returns the scale.
-template <class Place> float Cache::quantize(const float* x, Place place) const {
-  float top = 0;
-  for (int i = 0; i < dim_; i++) top = std::max(top, std::fabs(x[i]));
-  const float scale = top / (fine_ ? kLargest : 127), inverse = scale > 0 ? 1 / scale : 0;
+template <class Place> float Cache::quantize(const Steps& steps, const float* x, Place place) const {
+  int8_t high[kMostDims], low[kMostDims];
+  const float scale = steps.digits(x, dim_, fine_ ? kLargestDigits : 127, high, low);
   for (int i = 0; i < dim_; i++) {
-    const int v = int(std::nearbyint(x[i] * inverse)), high = fine_ ? (v + kDigit / 2) >> 7 : v;
     uint8_t* at = place(i);
-    at[0] = uint8_t(high + 128);
-    if (fine_) at[plane()] = uint8_t(v - high * kDigit + 128);
+    at[0] = uint8_t((fine_ ? high[i] : high[i] * 128 + low[i]) + 128);
+    if (fine_) at[plane()] = uint8_t(low[i] + 128);
   }
   return scale;
 }
@@ -71,14 +32,19 @@ Cache::Page Cache::page(int index, int layer, int kv_head) const {
   return {base, values, scales, scales + kPage};
 }
 
-void Cache::write(int position, int layer, int kv_head, const float* key, const float* value) {
+void Cache::write(const Steps& steps, int position, int layer, int kv_head, const float* key, const float* value) {
   const Page p = page(position / kPage, layer, kv_head);
   const int i = position % kPage, quads = padded_ / 4;
   uint8_t* key_row = p.keys + size_t(i / kLanes) * quads * kVector + i % kLanes * 4;
-  p.key_scale[i] = quantize(key, [&](int d) { return key_row + d / 4 * kVector + d % 4; });
+  p.key_scale[i] = quantize(steps, key, [&](int d) { return key_row + d / 4 * kVector + d % 4; });
   uint8_t* value_column = p.values + i / 4 * kVector + i % 4;
   constexpr int tile = kPage / 4 * kVector;
-  p.value_scale[i] = quantize(value, [&](int d) { return value_column + d / kLanes * tile + d % kLanes * 4; });
+  p.value_scale[i] = quantize(steps, value, [&](int d) { return value_column + d / kLanes * tile + d % kLanes * 4; });
+}
+
+// Pages lie far apart, where no hardware prefetcher finds them.
+void Cache::prefetch(const uint8_t* stream) const {
+  for (size_t i = 0; i < (fine_ ? 2 : 1) * plane(); i += kVector) __builtin_prefetch(stream + i, 0, 2);
 }
 
 void Cache::attend(const Steps& steps, int layer, int kv_head, const float* query, int first, int last, float scale, float cap,
@@ -86,22 +52,25 @@ void Cache::attend(const Steps& steps, int layer, int kv_head, const float* quer
   const int first_page = first / kPage, last_page = last / kPage, origin = first_page * kPage, count = last + 1 - origin;
   scratch.scores.resize(size_t(last_page + 1 - first_page) * kPage);
   float* scores = scratch.scores.data();
-  float sums[kLanes];
-  const auto fine_product = [&](const uint8_t* codes, int quads, const Digits& d) {
-    product(steps, codes, scratch.digits, quads, d, sums);
+  Digits& x = scratch.digits;
+  const auto sums = [&](const uint8_t* codes, int quads, int tiles, float* to) {
+    steps.sums(codes, size_t(quads) * kVector, x, quads, tiles, to);
     if (!fine_) return;
-    float low[kLanes];
-    product(steps, codes + plane(), scratch.digits, quads, d, low);
-    for (int i = 0; i < kLanes; i++) sums[i] = sums[i] * kDigit + low[i];
+    alignas(kVector) float low[kMostDims];
+    steps.sums(codes + plane(), size_t(quads) * kVector, x, quads, tiles, low);
+    for (int i = 0; i < tiles * kLanes; i++) to[i] = to[i] * 128 + low[i];
   };
 
-  std::memset(scratch.digits, 0, size_t(2) * padded_);
-  const Digits q = split(query, dim_, scratch.digits);
-  for (int at = first / kLanes * kLanes; at <= last; at += kLanes) {
-    const Page p = page(at / kPage, layer, kv_head);
-    fine_product(p.keys + size_t(at % kPage) / kLanes * (padded_ / 4) * kVector, padded_ / 4, q);
-    const float* key_scale = p.key_scale + at % kPage;
-    for (int i = 0; i < kLanes; i++) scores[at - origin + i] = sums[i] * (q.step * scale * key_scale[i]);
+  alignas(kVector) float part[kMostDims];
+  std::fill(part, part + padded_, 0.0f);
+  std::copy(query, query + dim_, part);
+  steps.split(part, padded_, x);
+  for (int i = first_page; i <= last_page; i++) {
+    const Page p = page(i, layer, kv_head);
+    prefetch(i < last_page ? page(i + 1, layer, kv_head).keys : page(first_page, layer, kv_head).values);
+    float* to = scores + (i - first_page) * kPage;
+    sums(p.keys, padded_ / 4, (std::min(last + 1 - i * kPage, kPage) + kLanes - 1) / kLanes, to);
+    for (int j = 0; j < kPage; j++) to[j] *= x.step * scale * p.key_scale[j];
   }
   const int skip = first - origin;
   if (cap > 0) steps.soft_cap(scores + skip, cap, count - skip);
@@ -112,13 +81,12 @@ void Cache::attend(const Steps& steps, int layer, int kv_head, const float* quer
   std::fill(out, out + dim_, 0.0f);
   for (int i = first_page; i <= last_page; i++) {
     const Page p = page(i, layer, kv_head);
+    if (i < last_page) prefetch(page(i + 1, layer, kv_head).values);
     float weights[kPage];
     for (int j = 0; j < kPage; j++) weights[j] = scores[(i - first_page) * kPage + j] * p.value_scale[j];
-    const Digits w = split(weights, kPage, scratch.digits);
-    for (int d = 0; d < dim_; d += kLanes) {
-      fine_product(p.values + size_t(d) / kLanes * (kPage / 4) * kVector, kPage / 4, w);
-      for (int j = 0; j < std::min(kLanes, dim_ - d); j++) out[d + j] += w.step * sums[j];
-    }
+    steps.split(weights, kPage, x);
+    sums(p.values, kPage / 4, padded_ / kLanes, part);
+    for (int j = 0; j < dim_; j++) out[j] += x.step * part[j];
   }
   for (int d = 0; d < dim_; d++) out[d] /= total;
 }

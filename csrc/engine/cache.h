@@ -17,7 +17,7 @@ constexpr int kPage = 64;
 // Scratch of one thread.
 struct AttentionScratch {
   std::vector<float> scores;
-  alignas(kVector) int8_t digits[1024 * 2];
+  Digits digits;
 };
 
 class Cache {
@@ -25,7 +25,7 @@ class Cache {
   Cache(int layers, int kv_heads, int head_dim, bool fine);
 
   void reserve(int positions);
-  void write(int position, int layer, int kv_head, const float* key, const float* value);
+  void write(const Steps& steps, int position, int layer, int kv_head, const float* key, const float* value);
 
   // out [head_dim] of one query head over positions [first, last].
   void attend(const Steps& steps, int layer, int kv_head, const float* query, int first, int last, float scale, float cap,
@@ -39,8 +39,9 @@ class Cache {
     float *key_scale, *value_scale;  // [64]
   };
   Page page(int index, int layer, int kv_head) const;
+  void prefetch(const uint8_t* stream) const;
   size_t plane() const { return size_t(kPage) * padded_; }
-  template <class Place> float quantize(const float* x, Place place) const;
+  template <class Place> float quantize(const Steps& steps, const float* x, Place place) const;
 
   int kv_heads_, dim_, padded_;  // dims, and rounded up to a tile
   bool fine_;

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <stdexcept>
 
@@ -105,11 +106,24 @@ void Engine::block(const int* tokens, int count, bool all, float* logits) {
   cache_.reserve(position_ + count);
   rope_tables(count);
   for (int t = 0; t < count; t++) embed(tokens[t], x_.data() + size_t(t) * plan_.hidden);
-  team_->run(threads_, [&](int worker, int workers) {
+  const bool paced = count == 1 && threads_ > 1;
+  const auto start = std::chrono::steady_clock::now();
+  team_->run(!paced || pace_.together() ? threads_ : 1, [&](int worker, int workers) {
     for (size_t i = 0; i < layers_.size(); i++) layer(int(i), worker, workers);
     if (logits) logits_of(worker, workers, all, logits);
   });
+  if (paced) pace_.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   position_ += count;
+}
+
+bool Pace::together() {
+  const bool better = alone_ == 0 || team_ <= alone_;
+  return together_ = (++steps_ % kRetry == 0 ? !better : better);
+}
+
+void Pace::took(double seconds) {
+  double& average = together_ ? team_ : alone_;
+  average = average == 0 ? seconds : 0.75 * average + 0.25 * seconds;
 }
 
 void Engine::barrier(int workers) const { team_->barrier(workers); }
@@ -244,7 +258,7 @@ void Engine::cache_and_rotate(int index, int worker, int workers) {
     const int kv = head - plan_.heads;
     float* key = k_.data() + size_t(t * plan_.kv_heads + kv) * dim;
     finish(key, l.k_norm, t);
-    cache_.write(position_ + t, index, kv, key, v_.data() + size_t(t * plan_.kv_heads + kv) * dim);
+    cache_.write(steps, position_ + t, index, kv, key, v_.data() + size_t(t * plan_.kv_heads + kv) * dim);
   }
 }
 

@@ -12,6 +12,20 @@ namespace bitwright {
 
 class Team;
 
+// Whether one token goes faster with the whole team or with one thread: where other processes want the cores, barriers wait
+// for threads that are not running. The slower way is tried again from time to time.
+class Pace {
+ public:
+  bool together();
+  void took(double seconds);
+
+ private:
+  static constexpr int kRetry = 64;
+  bool together_ = true;
+  int steps_ = 0;
+  double alone_ = 0, team_ = 0;  // moving averages; 0: not tried
+};
+
 class Engine {
  public:
   Engine(Plan plan, int threads);
@@ -70,6 +84,7 @@ class Engine {
   const Kernels* level_;
   Team* team_ = nullptr;
   Cache cache_;
+  Pace pace_;
   std::vector<LayerProducts> layers_;
   Products head_;
   std::vector<Worker> workers_;

@@ -81,6 +81,11 @@ struct Affine {
         offset(t.offset),
         weight_group(t.weight_group) {}
 
+  void prefetch(int g) const {
+    __builtin_prefetch(scales + size_t(g) * kLanes, 0, 2);
+    if (mins) __builtin_prefetch(mins + size_t(g) * kLanes, 0, 2);
+  }
+
   template <class P> void at(int g, F<P>& scale, F<P>& min) const {
     const int w = weight_group[g] * kLanes;
     scale = P::half(scales + w);
@@ -111,11 +116,17 @@ inline void dense_parts(const MatrixView& m, const Term& t, const Activations& x
   Dot dot[N];
   for (int n = runs.start[g + 1] - runs.start[g]; n; n--, unit += Dot::bytes, q += Dot::columns)
 #pragma GCC unroll 2
-    for (int i = 0; i < N; i++) dot[i].add(unit + i * tile_bytes, q);
+    for (int i = 0; i < N; i++) {
+#pragma GCC unroll 8
+      for (int line = 0; line < Dot::bytes; line += kVector) __builtin_prefetch(unit + (i + N) * tile_bytes + line, 0, 2);
+      dot[i].add(unit + i * tile_bytes, q);
+    }
 #pragma GCC unroll 2
   for (int i = 0; i < N; i++) {
     F<P> scale, min;
-    Affine(t, tile + i).at<P>(g, scale, min);
+    const Affine affine_of(t, tile + i);
+    affine_of.prefetch(g + N * t.groups);
+    affine_of.at<P>(g, scale, min);
     part[i] = affine<P>(scale, min, dot[i].total(), P::all(x.sum[g]));
   }
 }

@@ -64,6 +64,16 @@ struct Activations {
   int8_t* codes[kMaxTerms];
 };
 
+constexpr int kMostDims = 1024;             // of a head
+constexpr int kLargestDigits = 127 * 128;  // of a number of two int8 digits
+
+// Numbers (high * 128 + low) * step as the kernels read them: [quad][high, low][4].
+struct Digits {
+  alignas(kVector) int8_t quads[2 * kMostDims];
+  float step;
+  int32_t high_sum, low_sum;
+};
+
 // Float steps of the engine. Sums run over 16 lanes in a fixed order, so that every level gives the same bits.
 struct Steps {
   float (*sum_squares)(const float* x, int n);
@@ -75,8 +85,11 @@ struct Steps {
   float (*softmax)(float* x, int n);  // x = exp(x - max x), not normalized; returns their sum
   void (*rotate)(float* x, const float* cosine, const float* sine, int half);
   void (*float_tile)(const float* tile, const float* x, int columns, float* y);  // y[16] of a tile [columns][16]
-  // out[2][16] = sums of codes * x over column quads; x is [quads][2][4]
-  void (*pair)(const uint8_t* codes, const int8_t* x, int quads, int32_t* out);
+  // x as (high * 128 + low) * step with |x / step| up to `largest`; returns step.
+  float (*digits)(const float* x, int n, int largest, int8_t* high, int8_t* low);
+  void (*split)(const float* x, int n, Digits& digits);
+  // out [tiles][16]: sums of (code - 128) * x over column quads, in steps of x; tiles lie `stride` bytes apart
+  void (*sums)(const uint8_t* codes, size_t stride, const Digits& x, int quads, int tiles, float* out);
 };
 
 struct Kernels {
