@@ -206,6 +206,7 @@ class QTensor:
         return self.format.decode(codes, per_column(params, self.format.group, self.shape[1]))
 
 
+@runtime_checkable
 class Solver(Protocol):
     """Chooses codes and parameters of one weight. Never asks which format it has."""
 

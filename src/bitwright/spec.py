@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -13,6 +13,7 @@ from bitwright.errors import BadField, UnknownName
 from bitwright.registry import part
 
 Spec = dict[str, Any]
+T = TypeVar("T")
 STRICT = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
 
@@ -35,8 +36,14 @@ def from_spec(spec: Any) -> Any:
     kind = spec.get("kind")
     if not isinstance(kind, str):
         raise BadField("spec", "kind", kind, "give the name of a part")
-    cls = part(kind)
-    known = [f.name for f in fields(cls)]
+    return build(part(kind), spec)
+
+
+def build(cls: type[T], spec: Spec) -> T:
+    """A value of this class from its fields, checked as `from_spec` does."""
+    kind = vars(cls)["kind"]
+    parts: tuple[Field[Any], ...] = fields(cls)  # type: ignore[arg-type]
+    known = [f.name for f in parts]
     for key in spec:
         if key != "kind" and key not in known:
             raise UnknownName(f"field of {kind}", key, known)
@@ -50,7 +57,7 @@ def from_spec(spec: Any) -> Any:
     try:
         return cls(**values)
     except TypeError:
-        missing = [f.name for f in fields(cls) if f.name not in values and f.default is MISSING]
+        missing = [f.name for f in parts if f.name not in values and f.default is MISSING]
         raise BadField(cls.__name__, ", ".join(missing), None, "this field is required") from None
 
 

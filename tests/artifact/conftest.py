@@ -69,7 +69,7 @@ def sample() -> Sample:
         bitwright="0.1.0",
         recipe=RecipeRow(name="test", settings={"bits": 3}),
         calibration=Calibration(data="numbers", sha256="0" * 64, tokens=12),
-        lineage={"base_model": "someone/something", "license": "apache-2.0"},
+        lineage={"name": "someone/something", "licence": "apache-2.0"},
         seeds={"sampling": 1},
         fingerprint="f" * 64,
     )

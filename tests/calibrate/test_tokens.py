@@ -21,12 +21,11 @@ from bitwright.calibrate.tokens import (
     builtin_text,
     cached_tokens,
     read_text,
-    refuse_overlap,
     self_samples,
     token_hash,
     windows,
 )
-from bitwright.errors import BadInput, Refused
+from bitwright.errors import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -184,21 +183,6 @@ def test_tokens_are_made_once(tmp_path: Path) -> None:
     assert again.dtype == torch.int64
     assert made == [1]
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["key.npy"]
-
-
-def test_text_shared_with_the_evaluation_is_refused() -> None:
-    generator = torch.Generator().manual_seed(0)
-    evaluation = torch.randint(0, 1000, (4, 256), generator=generator)
-    calibration = torch.randint(0, 1000, (3, 128), generator=generator)
-    refuse_overlap(calibration, evaluation)
-    for length, refused in ((31, False), (32, True)):
-        mixed = calibration.clone()
-        mixed[1, 50 : 50 + length] = evaluation.flatten()[240 : 240 + length]  # across two evaluation windows
-        if refused:
-            with pytest.raises(Refused, match="share 1 runs"):
-                refuse_overlap(mixed, evaluation)
-        else:
-            refuse_overlap(mixed, evaluation)
 
 
 @pytest.mark.slow

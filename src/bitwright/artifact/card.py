@@ -24,7 +24,7 @@ model = bitwright.load("PATH/OF/THIS/FOLDER")
 def model_card(manifest: Manifest, config: Mapping[str, Any]) -> str:
     """Markdown with the front matter of model hubs: what this is, from what, at how many bits, how to run it."""
     totals = manifest.totals
-    base, licence = (manifest.lineage.get(k) for k in ("base_model", "license"))
+    base, licence = (manifest.lineage.get(k) for k in ("name", "licence"))
     front: dict[str, Any] = {
         "library_name": "bitwright",
         "license": licence,
@@ -79,6 +79,6 @@ def _lineage(manifest: Manifest) -> str:
         facts["calibration"] = f"{manifest.calibration.data}, {manifest.calibration.tokens} tokens"
     facts["fingerprint"] = manifest.fingerprint
     lines = [f"- {key}: {v if isinstance(v, str) else json.dumps(v)}" for key, v in sorted(facts.items())]
-    if "license" not in manifest.lineage:
+    if not manifest.lineage.get("licence"):
         lines.append("- The licence of the source is not known; it holds for this folder as well.")
     return "\n".join(lines)

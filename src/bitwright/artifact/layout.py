@@ -132,7 +132,7 @@ class Totals(Strict):
 
 class Origin(Strict):
     """Where an artifact comes from: everything that decides its bytes. `lineage` describes the source model;
-    the model card uses its keys "base_model" and "license"."""
+    the model card uses its keys "name" and "licence"."""
 
     bitwright: str
     recipe: RecipeRow

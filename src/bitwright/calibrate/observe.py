@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -71,6 +72,18 @@ def expert_grams(run: Run, stack: Tensor, batch: Tensor) -> dict[int, tuple[Tens
     with watch:
         run(batch)
     return {e: (g, watch.counts[e]) for e, g in watch.grams.items()}
+
+
+def expert_hessians(
+    seen: Iterable[dict[int, tuple[Tensor, int]]], experts: int, name: str
+) -> dict[int, Hessian | None]:
+    """One for each expert, None for those that no batch reached; one sum an expert is held, not every batch's."""
+    sums: dict[int, tuple[Tensor, int]] = {}
+    for batch in seen:
+        for e, (part, count) in batch.items():
+            total, before = sums.get(e, (torch.zeros_like(part, dtype=torch.float64), 0))
+            sums[e] = (total.add_(part), before + count)
+    return {e: hessian([sums[e]] if e in sums else [], f"{name}[{e}]") for e in range(experts)}
 
 
 def hessian(grams: Iterable[tuple[Tensor, int]], name: str) -> Hessian | None:

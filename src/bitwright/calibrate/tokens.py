@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.errors import BadInput, Refused, WorkFailed
+from bitwright.errors import BadInput, WorkFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 FIELDS = ("text", "messages", "content")
 GROUP = 20  # sequences sampled together
-RUN = 32  # tokens: a shared run of this length is no accident
 
 
 def read_text(path: Path) -> list[str]:
@@ -168,30 +167,6 @@ def cached_tokens(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
     finally:
         Path(fresh).unlink(missing_ok=True)
     return ids
-
-
-def refuse_overlap(calibration: Tensor, evaluation: Tensor) -> None:
-    """`Refused` if a run of 32 tokens of the calibration windows [S, T] occurs in the evaluation windows [S, T].
-
-    Evaluation windows are taken as one text, calibration windows one by one.
-    """
-    if evaluation.numel() < RUN or calibration.shape[-1] < RUN:
-        return
-    seen = set(_runs(evaluation.reshape(1, -1)))
-    shared = sum(run in seen for run in _runs(calibration.reshape(-1, calibration.shape[-1])))
-    if shared:
-        raise Refused(
-            f"calibration and evaluation text share {shared} runs of {RUN} tokens, so the evaluation would flatter; "
-            f"calibrate on another text."
-        )
-
-
-def _runs(ids: Tensor) -> Iterator[bytes]:
-    """Every run of `RUN` tokens inside each row."""
-    for row in ids.to(torch.int32).numpy():
-        data, width = row.tobytes(), row.itemsize
-        for start in range(0, (len(row) - RUN + 1) * width, width):
-            yield data[start : start + RUN * width]
 
 
 def _json(where: str, text: str) -> Any:

@@ -9,6 +9,7 @@ import typer
 
 from bitwright.cli.evaluate import KEPT, Activations, Plot, TextFile, Windows
 from bitwright.cli.output import Json, Threads, interruptible, note, print_json, progress, quiet_stdout
+from bitwright.errors import BadInput
 
 
 def compare(
@@ -32,6 +33,8 @@ def compare(
 
     set_threads(threads)
     check_plot(plot)
+    if markdown is not None and not markdown.parent.is_dir():
+        raise BadInput(f"--markdown {markdown}: there is no folder {markdown.parent}, make it first.")
     subjects = [open_subject(path, activations) for path in paths]
     reference = next((subject for subject in subjects if not subject.packed), None)
     told = f"compared with {reference.name}" if reference else ""

@@ -45,7 +45,7 @@ def quantize(
     max_memory: Annotated[float | None, typer.Option(metavar="MB", help="Beside the imported libraries.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 20_480,
-    length: Annotated[int, typer.Option(help="Tokens of one calibration sequence.")] = 512,
+    length: Annotated[int | None, typer.Option(help="Tokens of one calibration sequence; 512 by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of the calibration text.")] = 0,
     threads: Threads = None,
     json: Json = False,
@@ -122,9 +122,11 @@ def _costs(time: float, memory: int, calibration: str | None) -> str:
 
 def estimates(job: Job, source: Source, structure: Structure, plan: Plan) -> tuple[float, int]:
     """Seconds, and bytes of memory beside the imported libraries."""
-    from bitwright.engine.estimate import batch_for, peak_bytes, seconds
+    from bitwright.engine.estimate import peak_bytes, seconds, threads_for
 
-    return seconds(job, source, plan, structure), peak_bytes(job, source, structure, batch_for(job, source, structure))
+    return seconds(job, source, plan, structure), peak_bytes(
+        job, source, structure, threads_for(job, source, structure)
+    )
 
 
 def summary(job: Job, result: Result, out: Path) -> dict[str, Any]:

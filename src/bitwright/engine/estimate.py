@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from bitwright.models.structure import Structure
 
 FINISH = 10.0  # seconds to write and verify
-BATCH = 4  # sequences that run through a block together
+BATCH = 4  # sequences that run through a block together; another number would give other last bits
 PASSES = 2.2  # runs through a block: once up to each wave, once to its end
 
 
-def peak_bytes(job: Job, source: Source, structure: Structure, batch: int) -> int:
+def peak_bytes(job: Job, source: Source, structure: Structure, threads: int | None = None) -> int:
     """Memory that a job needs beside the imported libraries: a block, its Hessian and factors, activations.
 
     Calibration activations between blocks and the source's weights are mapped files and do not count.
     """
-    threads = job.threads or cores()
+    threads = threads or job.threads or cores()
     shapes = [shape for _, shape in block_weights(source, structure)]
     blocks = len(structure.blocks)
     block = 4 * sum(prod(shape) for shape in shapes) // blocks
     columns = max(shape[-1] for shape in shapes)
     widest = sum(shape[-1] + shape[-2] for shape in shapes) // blocks
-    activations = 4 * threads * batch * job.length * widest
+    activations = 4 * threads * BATCH * sequence_length(job, source) * widest
     # grams of the tasks under way and waiting, their float64 sum
     observing = columns**2 * (4 * (threads + 2) + 8) + activations
     # the Hessian and two float64 matrices, a third inside LAPACK
@@ -45,18 +45,29 @@ def peak_bytes(job: Job, source: Source, structure: Structure, batch: int) -> in
     return int(block + max(observing, factorising, solving))
 
 
-def batch_for(job: Job, source: Source, structure: Structure) -> int:
-    """The most sequences, up to 4, that keep to `max_memory`."""
+def threads_for(job: Job, source: Source, structure: Structure) -> int:
+    """The most threads, up to those asked for, that keep to `max_memory`. They change the speed, not the result."""
+    most = job.threads or cores()
     if job.max_memory is None:
-        return BATCH
-    for batch in (BATCH, 2, 1):
-        if peak_bytes(job, source, structure, batch) <= job.max_memory:
-            return batch
+        return most
+    for threads in range(most, 0, -1):
+        if peak_bytes(job, source, structure, threads) <= job.max_memory:
+            return threads
     need = peak_bytes(job, source, structure, 1)
     raise Refused(
         f"one block of this model needs about {need / 1e6:.0f} MB, more than --max-memory "
-        f"{job.max_memory / 1e6:.0f} MB: raise it, or give a smaller --length or --threads."
+        f"{job.max_memory / 1e6:.0f} MB: raise it, or give a smaller --length."
     )
+
+
+def sequence_length(job: Job, source: Source) -> int:
+    """Tokens of a calibration sequence: as asked for, or 512 where the model reads that many."""
+    positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
+    if job.length is None:
+        return min(512, positions or 512)
+    if positions is not None and job.length > positions:
+        raise Refused(f"{source.name} reads at most {positions} tokens: give a --length of {positions} or less.")
+    return job.length
 
 
 def seconds(job: Job, source: Source, plan: Plan, structure: Structure) -> float:

@@ -20,7 +20,7 @@ class Job(BaseModel):
     settings: dict[str, str] = {}
     data: Path | None = None  # None: the model's own samples
     tokens: int = Field(default=20_480, gt=0)
-    length: int = Field(default=512, gt=1)
+    length: int | None = Field(default=None, gt=1)  # None: 512, or what the model reads if that is less
     seed: int = 0
     max_memory: int | None = Field(default=None, gt=0)  # bytes
     threads: int | None = Field(default=None, gt=0)  # changes the speed, never the result

@@ -32,7 +32,7 @@ class Journal:
         if path.exists():
             self._compare(path)
         else:
-            write_text(path, json.dumps(self.identity, indent=2, sort_keys=True))
+            self._write("run.json", self.identity)
 
     def _compare(self, path: Path) -> None:
         try:
@@ -48,12 +48,16 @@ class Journal:
             )
 
     def get(self, part: str) -> dict[str, Tensor] | None:
-        """The tensors of a finished part, mapped; None if it is not finished. A damaged part counts as unfinished."""
+        """The tensors of a finished part, mapped; None if it is not finished.
+
+        A damaged part, or one that another run left behind, counts as unfinished.
+        """
         path, note = self.folder / f"{part}.safetensors", self.folder / f"{part}.json"
         if not (path.exists() and note.exists()):
             return None
         try:
-            return load_block(path, json.loads(note.read_text())["sha256"])
+            told = json.loads(note.read_text())
+            return load_block(path, told["sha256"]) if told["run"] == self.fingerprint else None
         except (BadArtifact, ValueError, KeyError):
             return None
 
@@ -65,13 +69,18 @@ class Journal:
     def put(self, part: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Record a finished part; the note is written last and makes it count."""
         sha256 = save_block(self.folder / f"{part}.safetensors", tensors)
-        partial = self.folder / f"{part}.json.partial"
-        write_text(partial, json.dumps({"sha256": sha256, "notes": dict(notes)}, sort_keys=True))
-        partial.replace(self.folder / f"{part}.json")
+        self._write(f"{part}.json", {"run": self.fingerprint, "sha256": sha256, "notes": dict(notes)})
+
+    def _write(self, name: str, data: Mapping[str, Any]) -> None:
+        """A file that appears whole or not at all."""
+        partial = self.folder / f"{name}.partial"
+        write_text(partial, json.dumps(data, indent=2, sort_keys=True))
+        partial.replace(self.folder / name)
 
     def remove(self) -> None:
         """The run is finished: its files are in the artifact."""
-        for path in self.folder.iterdir():
+        # What says whose parts these are goes last.
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "run.json"):
             path.unlink()
         self.folder.rmdir()
 

@@ -101,6 +101,7 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
     parts: dict[str, Part] = {}
     tied: tuple[tuple[str, str], ...] = ()
     if recipe.embedding is not None:
+        _check_rows_apart(recipe.embedding)
         weights.append((structure.embedding, source.shape(structure.embedding + ".weight"), recipe.embedding))
         parts[structure.embedding] = "embedding"
         if structure.tied and structure.head:
@@ -131,6 +132,16 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
     )
     config = source.config.to_dict() | {"dtype": _float_type(kept)}
     return Plan(recipe, caution, Contents(config, quantization, kept, origin, parts), formats)
+
+
+def _check_rows_apart(fmt: Format) -> None:
+    """Tables are rounded and looked up a few rows at a time: every plane must grow with the tiles of rows."""
+    small, large = fmt.planes((64, 640)), fmt.planes((128, 640))
+    if any(large[k].shape != (2 * small[k].shape[0], *small[k].shape[1:]) for k in small):
+        raise Refused(
+            f"an embedding cannot be stored as {to_spec(fmt)['kind']}, whose rows are not stored apart: "
+            "give integer, binary or ternary."
+        )
 
 
 def _float_type(kept: dict[str, PlaneSpec]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bitwright.calibrate.observe import expert_grams, gram, hessian
+from bitwright.calibrate.observe import expert_grams, expert_hessians, gram, hessian
 from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan
 from bitwright.engine.workers import Workers
@@ -145,9 +145,8 @@ class Run:
         statistics: dict[int, Hessian | None] = {}
         if self.plan.recipe.solver.needs_hessian:
             run = self._runner(index, block)
-            seen = list(self.workers.map(lambda batch: expert_grams(run, stack, batch), self._batches()))
-            for e in range(stack.shape[0]):
-                statistics[e] = hessian((s[e] for s in seen if e in s), f"{name}[{e}]")
+            seen = self.workers.map(lambda batch: expert_grams(run, stack, batch), self._batches())
+            statistics = expert_hessians(seen, stack.shape[0], name)
         missing = [f"{name}[{e}]" for e, h in statistics.items() if h is None]
         for label in missing:
             log.warning("%s saw no calibration token: solved from its weights alone", label)

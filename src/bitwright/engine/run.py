@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from bitwright.artifact.folder import draft, lock, require_free, writing
 from bitwright.artifact.layout import Calibration, Manifest, Origin
 from bitwright.artifact.plan import formats
 from bitwright.artifact.write import write_artifact, write_manifest
-from bitwright.engine.estimate import batch_for
+from bitwright.engine.estimate import BATCH, sequence_length, threads_for
 from bitwright.engine.job import Job
 from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan, make_plan
@@ -27,7 +27,7 @@ from bitwright.engine.verify import PROMPT, fixed_logits, same_when_reopened
 from bitwright.engine.workers import Workers, return_memory_at_once
 from bitwright.errors import Refused, WorkFailed
 from bitwright.models.cache import cache_folder
-from bitwright.models.calls import BlockCall, record_calls
+from bitwright.models.calls import BlockCall, record_calls, same_arguments
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
@@ -53,6 +53,7 @@ def prepare(job: Job) -> tuple[Source, Structure, Plan]:
     """Everything that can be known without work; all refusals of settings happen here."""
     source = open_source(job.model)
     structure = infer(skeleton(source.config))
+    sequence_length(job, source)
     return source, structure, make_plan(job, source, structure)
 
 
@@ -64,13 +65,13 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
         return_memory_at_once()
     with lock(job.out):
         source, structure, plan = prepare(job)
-        batch = batch_for(job, source, structure)
+        threads = threads_for(job, source, structure)
         ids, row = _calibration(job, source, plan, progress)
-        identity = _identity(job, source, plan, row, batch)
+        identity = _identity(job, source, plan, row)
         journal = Journal(job.out, identity)
         plan = plan.signed(_origin(plan, source, row, journal.fingerprint, job))
-        with Workers(job.threads) as workers:
-            run = _start(plan, source, structure, journal, workers, ids, batch, progress)
+        with Workers(threads) as workers:
+            run = _start(plan, source, structure, journal, workers, ids, progress)
             run.blocks()
             run.tables()
         progress("writing", 0, 1)
@@ -91,14 +92,15 @@ def _calibration(job: Job, source: Source, plan: Plan, progress: Progress) -> tu
         return None, None
     from bitwright.calibrate import tokens
 
-    count = max(1, job.tokens // job.length)
+    length = sequence_length(job, source)
+    count = max(1, job.tokens // length)
     if job.data is not None:
         documents = tokens.read_text(job.data)
-        ids = tokens.windows(source.tokenizer(), documents, job.length, count, job.seed)
+        ids = tokens.windows(source.tokenizer(), documents, length, count, job.seed)
         name = job.data.name
     else:
         _refuse_sampling(job, source)
-        key = f"samples-{source.digest()[:16]}-{count}x{job.length}-{job.seed}"
+        key = f"samples-{source.digest()[:16]}-{count}x{length}-{job.seed}"
         ids = tokens.cached_tokens(cache_folder(), key, lambda: _samples(job, source, count, progress))
         name = "the model's own samples"
     return ids, Calibration(data=name, sha256=tokens.token_hash(ids), tokens=ids.numel())
@@ -118,13 +120,14 @@ def _samples(job: Job, source: Source, count: int, progress: Progress) -> Tensor
     from bitwright.runtime.load import load_float
 
     model = load_float(job.model)
-    tokens = count * job.length
+    length = sequence_length(job, source)
+    tokens = count * length
     return self_samples(
-        model, source.tokenizer(), tokens, job.length, job.seed, lambda done, of: progress("sampling text", done, of)
+        model, source.tokenizer(), tokens, length, job.seed, lambda done, of: progress("sampling text", done, of)
     )
 
 
-def _identity(job: Job, source: Source, plan: Plan, row: Calibration | None, batch: int) -> dict[str, Any]:
+def _identity(job: Job, source: Source, plan: Plan, row: Calibration | None) -> dict[str, Any]:
     """Everything that decides the bytes of the result."""
     return {
         "bitwright": plan.contents.origin.bitwright,
@@ -133,7 +136,7 @@ def _identity(job: Job, source: Source, plan: Plan, row: Calibration | None, bat
         "quantization": plan.contents.quantization.model_dump(mode="json")["weights"],
         "recipe": to_spec(plan.recipe),
         "calibration": row.model_dump(mode="json") if row else None,
-        "batch": batch,
+        "batch": BATCH,
         "seed": job.seed,
     }
 
@@ -156,30 +159,33 @@ def _start(
     journal: Journal,
     workers: Workers,
     ids: Tensor | None,
-    batch: int,
     progress: Progress,
 ) -> Run:
     """Inputs of the first block, in a mapped file, and the arguments that the model gives each block."""
     model = skeleton(source.config)
     if ids is None:
-        return Run(plan, source, structure, model, journal, workers, torch.empty(0), {}, batch, progress)
+        return Run(plan, source, structure, model, journal, workers, torch.empty(0), {}, BATCH, progress)
     hidden: Tensor | None = None
     calls: dict[int, list[BlockCall]] = {}
-    for start in range(0, len(ids), batch):
-        part, own = record_calls(model, source, structure, ids[start : start + batch])
-        calls[len(part)] = own
+    for start in range(0, len(ids), BATCH):
+        part, own = record_calls(model, source, structure, ids[start : start + BATCH])
+        if not same_arguments(calls.setdefault(len(part), own), own):
+            raise Refused(f"the blocks of {source.name} get arguments that depend on the text, which is not supported.")
         if hidden is None:
             shape = (len(ids), *part.shape[1:])
             hidden = _mapped(journal.folder / "hidden.bin", shape)
-        hidden[start : start + batch] = part
+        hidden[start : start + BATCH] = part
     assert hidden is not None
-    return Run(plan, source, structure, model, journal, workers, hidden, calls, batch, progress)
+    return Run(plan, source, structure, model, journal, workers, hidden, calls, BATCH, progress)
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     """Float32 memory that is a file; its blocks are reserved first, as a full disk would end the process later."""
     with writing(path), path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, 4 * prod(shape))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 4 * prod(shape))
+        else:
+            file.truncate(4 * prod(shape))
     return torch.from_file(str(path), shared=True, size=prod(shape), dtype=torch.float32).view(shape)
 
 
@@ -192,17 +198,19 @@ def _stored(plan: Plan, source: Source, structure: Structure, journal: Journal) 
         for name in (*block.linears, *(experts.name for experts in block.experts))
     }
 
+    parts = lru_cache(maxsize=2)(journal.get)  # hashed when opened: not once for every plane
+
     def read(name: str) -> Tensor:
         if name in kept:
             return source.tensor(name)
         weight = name.rpartition(".")[0]
         part = table_part(weight) if weight in plan.contents.parts else block_part(owner[weight])
-        found = journal.get(part)
+        found = parts(part)
         if found is None:
             raise WorkFailed(f"{journal.folder} lost the part {part} while it was used: run the same command again.")
         return found[name]
 
-    return cache(read)
+    return read
 
 
 def _verify(folder: Path, plan: Plan, tensor: Callable[[str], Tensor], manifest: Manifest) -> Manifest:

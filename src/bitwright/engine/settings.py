@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
 from bitwright import registry
 from bitwright.errors import BadInput, UnknownName
 from bitwright.protocols import Recipe, RecipeModule
-from bitwright.spec import from_spec, to_spec
+from bitwright.spec import Spec, build, to_spec
 
 
 def choose(
@@ -18,9 +17,10 @@ def choose(
 ) -> tuple[Recipe, str | None]:
     """The recipe of that name with these settings, at this many stored bits if given; and its caution, if any."""
     module = cast(RecipeModule, registry.load("recipes", name))
-    recipe = module.RECIPE
+    spec = to_spec(module.RECIPE)
     for path, text in settings.items():
-        recipe = _set(recipe, path, path.split("."), _value(text))
+        _put(spec, path, _value(text))
+    recipe = build(Recipe, spec)
     if bits is not None:
         recipe = module.at_bits(recipe, bits, shapes)
     return recipe, module.caution(recipe)
@@ -46,13 +46,15 @@ def _value(text: str) -> Any:
         return text
 
 
-def _set(value: Any, whole: str, path: list[str], new: Any) -> Any:
-    if not is_dataclass(value) or isinstance(value, type):
-        raise BadInput(f"--set {whole}: {path[0]!r} cannot be set, there is no part to hold it.")
-    known = [f.name for f in fields(value) if f.name not in ("name",)]
-    if path[0] not in known:
-        raise UnknownName(f"setting of {getattr(value, 'kind', 'recipe')}", path[0], known)
-    inner = _set(getattr(value, path[0]), whole, path[1:], new) if len(path) > 1 else from_spec(new)
-    if isinstance(value, Recipe):
-        return replace(value, **{path[0]: inner})
-    return from_spec({**to_spec(value), path[0]: to_spec(inner)})  # checks types before ranges
+def _put(spec: Spec, path: str, new: Any) -> None:
+    """Set one field of a nested spec; names and types are checked when the whole is built."""
+    *parts, last = path.split(".")
+    for name in parts:
+        if name not in spec:
+            raise UnknownName(f"setting of {spec['kind']}", name, [key for key in spec if key != "kind"])
+        if not isinstance(spec[name], dict):
+            raise BadInput(f"--set {path}: {name!r} is no part, nothing in it can be set.")
+        spec = spec[name]
+    if last in ("name", "kind") or (last not in spec and not parts):
+        raise UnknownName("setting of the recipe", last, [key for key in spec if key not in ("name", "kind")])
+    spec[last] = new

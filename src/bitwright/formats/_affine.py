@@ -58,11 +58,13 @@ class AffineCodes:
 
     def unpack(self, planes: Planes, shape: tuple[int, int]) -> tuple[Tensor, Params]:
         """Inverse of `pack`."""
-        codes = _layout.unpack_codes(planes["weight"], self.width, shape).to(torch.int32)
+        return _layout.unpack_codes(planes["weight"], self.width, shape).to(torch.int32), self._params(planes, shape)
+
+    def _params(self, planes: Planes, shape: tuple[int, int]) -> Params:
         scale = _layout.unpack_lanes(planes["scales"], shape[0])
         if self.offset is None:
-            return codes, {"scale": scale, "min": _layout.unpack_lanes(planes["mins"], shape[0])}
-        return codes, {"scale": scale, "min": scale * self.offset}
+            return {"scale": scale, "min": _layout.unpack_lanes(planes["mins"], shape[0])}
+        return {"scale": scale, "min": scale * self.offset}
 
     def planes(self, shape: tuple[int, int]) -> dict[str, PlaneSpec]:
         """Codes uint8 [tiles, vectors, 64], scales (and mins) f16 [tiles, G, 16]."""
@@ -108,8 +110,9 @@ class AffineCodes:
 
     def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
         """The dense term unpacked."""
-        codes, params = self.unpack(planes, shape)
-        return (Operand(codes.to(torch.uint8), None, params["scale"], params["min"], self.group),)
+        codes = _layout.unpack_codes(planes["weight"], self.width, shape)
+        params = self._params(planes, shape)
+        return (Operand(codes, None, params["scale"], params["min"], self.group),)
 
     def rows(self, planes: Planes, ids: Tensor, shape: tuple[int, int]) -> Tensor:
         """Chosen rows, without touching the others."""

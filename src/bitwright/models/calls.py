@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from bitwright.models.skeleton import materialise
 from bitwright.models.structure import Structure
@@ -63,6 +64,17 @@ def record_calls(
     first = recorders[0].hidden
     assert first is not None
     return first, [recorder.call for recorder in recorders if recorder.call is not None]
+
+
+def same_arguments(one: list[BlockCall], other: list[BlockCall]) -> bool:
+    """Whether blocks are called alike, so that the calls of one batch serve for another of its size."""
+
+    def tensors(calls: list[BlockCall]) -> list[Tensor]:
+        leaves = tree_flatten([(call.args, call.kwargs) for call in calls])[0]
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    pairs = list(zip(tensors(one), tensors(other), strict=False))
+    return len(tensors(one)) == len(tensors(other)) and all(torch.equal(a, b) for a, b in pairs)
 
 
 class _Recorder(nn.Module):

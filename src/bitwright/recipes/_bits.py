@@ -35,7 +35,8 @@ def largest_share(make: Callable[[float], Format], bits: float, shapes: Shapes, 
 def integer_at(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
     """The widest integer, and the smallest group beside it, that stores at most `bits`."""
     base = recipe.format
-    assert isinstance(base, Integer)
+    if not isinstance(base, Integer):
+        raise Refused("--bits chooses among integers: leave it out, or leave format as it is.")
     choices = [
         replace(base, bits_per_code=width, group=group)
         for width in range(1, 9)
@@ -48,4 +49,7 @@ def integer_at(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
         raise TooFewBits(
             f"{bits} bits are too few for integers: they store at least {least:.3f} here, give that or more."
         )
+    most = max(stored_bits(c, shapes) for c in choices)
+    if bits > most + 1e-9:
+        raise Refused(f"{bits} bits are more than integers can use: they store at most {most:.3f} here.")
     return replace(recipe, format=max(fits, key=lambda fit: fit[:2])[2])

@@ -28,7 +28,8 @@ RECIPE = Recipe(
 def at_bits(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
     """The largest salient share that fits."""
     base = recipe.format
-    assert isinstance(base, Mixed)
+    if not isinstance(base, Mixed):
+        raise Refused("--bits chooses the salient share of a mixed format: leave it out, or leave format as it is.")
     by = base.by
     if not isinstance(by, Salience):
         raise Refused("slots have a fixed share: leave out --bits, or set format.where to 'bitmap' or 'offsets'.")
@@ -38,8 +39,7 @@ def at_bits(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
 
 def caution(recipe: Recipe) -> str | None:
     """Small shares are of no use without training."""
-    assert isinstance(recipe.format, Mixed)
-    by = recipe.format.by
+    by = recipe.format.by if isinstance(recipe.format, Mixed) else None
     if not isinstance(by, Salience) or by.share >= 0.2:
         return None
     return f"PB-LLM without training is of no use at {by.share:.1%} salient weights: use 20 % or more."

@@ -15,8 +15,7 @@ RECIPE = Recipe("rtn", format=Integer(4, 64), solver=Rtn(), embedding=Integer(8,
 
 def caution(recipe: Recipe) -> str | None:
     """Rounding alone is of no use below 3 bits."""
-    assert isinstance(recipe.format, Integer)
-    if recipe.format.bits_per_code > 2:
+    if not isinstance(recipe.format, Integer) or recipe.format.bits_per_code > 2:
         return None
     return "Rounding to nearest at 2 bits leaves nothing of a model (perplexity in the thousands and more): use gptq."
 

@@ -20,7 +20,14 @@ def install(model: nn.Module, quantization: Quantization, formats: tuple[Format,
     with torch.device("meta"):
         for weight in quantization.weights:
             parent, leaf = _parent(model, weight.name)
-            old = getattr(parent, leaf)
+            old = getattr(parent, leaf, None)
+            own = old if isinstance(old, nn.Parameter) else getattr(old, "weight", None)
+            if not isinstance(own, Tensor) or tuple(own.shape) != weight.shape:
+                has = list(own.shape) if isinstance(own, Tensor) else "no weight"
+                raise BadArtifact(
+                    f"{weight.name} is stored as {list(weight.shape)}, but config.json makes it {has}: copy the "
+                    "artifact again."
+                )
             new: nn.Module
             if len(weight.shape) == 3:
                 new = QExperts(formats[weight.format], (weight.shape[0], *weight.matrix))
@@ -31,8 +38,10 @@ def install(model: nn.Module, quantization: Quantization, formats: tuple[Format,
                 new = QLinear(formats[weight.format], weight.matrix, getattr(old, "bias", None) is not None)
             setattr(parent, leaf, new)
     for head, table in quantization.tied:
-        embedding = model.get_submodule(table)
-        assert isinstance(embedding, QEmbedding)
+        owner, place_of = _parent(model, table)
+        embedding = getattr(owner, place_of, None)
+        if not isinstance(embedding, QEmbedding):
+            raise BadArtifact(f"{head} is tied to {table}, which is no quantized embedding: write the artifact again.")
         parent, leaf = _parent(model, head)
         setattr(parent, leaf, TiedHead(embedding))
     if quantization.tied:
@@ -44,6 +53,9 @@ def place(model: nn.Module, name: str, value: Tensor) -> None:
     """Put a kept tensor into its parameter or buffer, in float32 if it is a float."""
     parent, leaf = _parent(model, name)
     value = value.float() if value.is_floating_point() else value
+    there = parent._parameters.get(leaf, parent._buffers.get(leaf))
+    if there is not None and there.shape != value.shape:
+        raise BadArtifact(f"{name} is stored as {list(value.shape)}, but config.json makes it {list(there.shape)}.")
     if leaf in parent._parameters:
         parent._parameters[leaf] = nn.Parameter(value.clone(), requires_grad=False)
     elif leaf in parent._buffers:

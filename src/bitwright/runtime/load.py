@@ -56,12 +56,7 @@ def assemble(
     kept: tuple[str, ...],
 ) -> PreTrainedModel:
     """A model from its config and stored tensors, wherever those come from."""
-    from transformers import AutoConfig
-
-    from bitwright.models.skeleton import skeleton
-
-    own = {key: value for key, value in config.items() if key not in ("quantization_config", "model_type")}
-    model = skeleton(AutoConfig.for_model(config["model_type"], **own))
+    model = _skeleton(config)
     install(model, quantization, formats)
     for weight in quantization.weights:
         module = model.get_submodule(weight.name)
@@ -74,6 +69,21 @@ def assemble(
     if left:
         raise BadArtifact(f"the artifact holds no {left[0]} ({len(left)} tensors missing): write it again.")
     return model
+
+
+def _skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
+    """The modules that config.json describes; what transformers cannot make of it is the artifact's fault."""
+    from transformers import AutoConfig
+
+    from bitwright.models.skeleton import skeleton
+
+    own = {key: value for key, value in config.items() if key not in ("quantization_config", "model_type")}
+    try:
+        return skeleton(AutoConfig.for_model(config["model_type"], **own))
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise BadArtifact(
+            f"config.json describes no model that can be built ({error}): copy the artifact again."
+        ) from None
 
 
 def _generation_config(model: PreTrainedModel, artifact: Artifact) -> None:

@@ -37,6 +37,8 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
         from bitwright.runtime.install import install
 
         quantization = parse(Quantization, self.quantization_config.to_dict(), "quantization_config of config.json")
+        if any(len(weight.shape) == 3 for weight in quantization.weights):
+            model.set_experts_implementation("eager")  # one expert at a time, as packed stacks give them
         install(model, quantization, formats(quantization))
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
