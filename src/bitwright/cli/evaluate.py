@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,13 +34,14 @@ def evaluate(
     tasks_data: Annotated[Path | None, typer.Option(help="Folder with the files of the tasks.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task; default: all.")] = None,
     activations: Activations = "int8",
+    recalibrate: Annotated[bool, typer.Option(help="Also fit the temperature that repairs the confidence.")] = False,
     plot: Plot = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Measure perplexity, distance to the float model, honesty of the probabilities, and tasks."""
     from bitwright.cli.generate import set_threads
-    from bitwright.cli.measure import check_plot, measure, print_measured, protocol_line
+    from bitwright.cli.measure import check_plot, measure, print_measured, protocol_line, recalibration
     from bitwright.cli.subject import open_subject, parent_of
 
     set_threads(threads)
@@ -53,17 +55,21 @@ def evaluate(
         with progress() as step:
             found = measure([subject], reference, text, windows, step)
         scores = _tasks(subject, tasks, tasks_data, limit) if tasks else None
+        repair = recalibration(subject, text, windows) if recalibrate else None
     measured = found[subject.name]
     if plot is not None:
         from bitwright.report.charts import reliability
 
         reliability({name: row.result.totals for name, row in found.items()}, plot, str(measured.result.protocol))
+    repaired = {"recalibration": asdict(repair)} if repair else {}
     if json:
-        print_json({**measured.to_json(), "against": told, "tasks": scores, "activations": activations})
+        print_json({**measured.to_json(), "against": told, "tasks": scores, "activations": activations, **repaired})
         return
     rows = list(found.values())
     print_measured(rows, protocol_line(rows, activations))
     _print_honesty(measured.to_json())
+    if repair is not None:
+        print(f"temperature {repair.temperature:.3f} takes ECE from {repair.ece_before:.4f} to {repair.ece_after:.4f}")
     print(told)
     for name, score in (scores or {}).items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in score.items()))

@@ -14,6 +14,7 @@ from bitwright.errors import BadInput
 
 if TYPE_CHECKING:
     from bitwright.evaluate.result import Result
+    from bitwright.evaluate.run import Recalibration
     from bitwright.report.tables import Row
 
 SPEED_TOKENS = 24  # generated for a speed, after a prompt of 16
@@ -82,6 +83,15 @@ def measure(
         step(f"speed of {name}", 0, None)
         found[name] = Measured(subject, results[name], speed(subject, windows[0].tolist()))
     return found
+
+
+def recalibration(subject: Subject, text: Path | None, limit: int | None) -> Recalibration:
+    """The temperature fitted on the first window, and what it does on the others."""
+    from bitwright.evaluate.protocol import load_text, prepare
+    from bitwright.evaluate.run import recalibrate
+
+    windows = prepare(subject.tokenizer(), load_text(text), max_positions=subject.positions, limit=limit)[1]
+    return recalibrate(subject.load(), windows)
 
 
 def speed(subject: Subject, ids: list[int]) -> float:
