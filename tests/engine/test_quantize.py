@@ -174,3 +174,40 @@ def test_eight_bits_lose_almost_nothing(tiny_model: Path, tmp_path: Path, run: C
         expected = load_float(str(tiny_model))(ids).logits
         found = load(tmp_path / "out", "float")(ids).logits
     assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_parts_of_another_run_do_not_count(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any], sha256: Digest
+) -> None:
+    """A journal without its run.json, as a kill while it was removed would leave it."""
+
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what == "blocks" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, tmp_path / "out", interrupt, settings={"solver.damping": "0.5"})
+    (tmp_path / "out.journal" / "run.json").unlink()
+    run(tiny_model, tmp_path / "out")
+    run(tiny_model, tmp_path / "clean")
+    assert sha256(tmp_path / "out") == sha256(tmp_path / "clean")
+
+
+def test_threads_under_a_memory_limit_change_nothing(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any], sha256: Digest
+) -> None:
+    run(tiny_model, tmp_path / "one", threads=1)
+    run(tiny_model, tmp_path / "limited", threads=4, max_memory=3_000_000)
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "limited")
+
+
+def test_sequences_longer_than_the_model_reads_are_refused(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    with pytest.raises(Refused, match="at most 256 tokens"):
+        run(tiny_model, tmp_path / "out", length=512)
+
+
+def test_an_embedding_needs_rows_apart(tiny_model: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
+    with pytest.raises(Refused, match="embedding cannot be stored as mixed"):
+        run(tiny_model, tmp_path / "out", settings={"embedding": '{"kind": "mixed"}'})

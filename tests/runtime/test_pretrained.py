@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +39,10 @@ def test_plain_transformers_refuses_instead_of_making_noise(packed: Path, tmp_pa
     [
         "import bitwright\nfrom transformers import AutoModelForCausalLM",
         "from transformers import AutoModelForCausalLM\nimport bitwright",
+        "import bitwright, importlib.util\nimportlib.util.find_spec('transformers')\n"
+        "from transformers import AutoModelForCausalLM",
     ],
-    ids=["before", "after"],
+    ids=["before", "after", "looked-up"],
 )
 def test_from_pretrained_runs_packed_in_both_import_orders(packed: Path, tmp_path: Path, imports: str) -> None:
     from bitwright.runtime.load import load
@@ -80,3 +84,52 @@ def test_casting_a_model_leaves_the_planes_alone(packed: Path) -> None:
     )
     with torch.inference_mode():
         assert model(torch.arange(8)[None]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", "no-such-model"),
+        ("model_type", None),
+        ("num_attention_heads", 0),
+        ("hidden_size", 128),
+        ("intermediate_size", 100),
+        ("vocab_size", 300),
+        ("num_hidden_layers", 3),
+    ],
+)
+def test_a_config_that_contradicts_the_planes_is_refused(packed: Path, tmp_path: Path, key: str, value: object) -> None:
+    from bitwright.errors import BadArtifact
+    from bitwright.runtime.load import load
+
+    folder = tmp_path / "altered"
+    shutil.copytree(packed, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config[key] = value
+    if value is None:
+        del config[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadArtifact):
+        load(folder)
+
+
+def test_experts_run_packed_through_from_pretrained(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
+
+    from bitwright.engine.job import Job
+    from bitwright.engine.run import quantize
+    from bitwright.runtime.load import load
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    quantize(Job(model=str(tmp_path / "model"), out=tmp_path / "out", recipe="rtn"))
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        expected = load(tmp_path / "out")(ids).logits
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
