@@ -40,6 +40,9 @@ def at_bits(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
 def caution(recipe: Recipe) -> str | None:
     """Small shares are of no use without training."""
     by = recipe.format.by if isinstance(recipe.format, Mixed) else None
-    if not isinstance(by, Salience) or by.share >= 0.2:
+    if not isinstance(by, Salience) or by.share >= 0.25:
         return None
-    return f"PB-LLM without training is of no use at {by.share:.1%} salient weights: use 20 % or more."
+    return (
+        f"PB-LLM without training is of no use at {by.share:.1%} salient weights (SmolLM2-135M, WikiText-2: perplexity "
+        "756 at 10 %, 141 at 20 %, 56 at 30 %, float 20): use 30 %, or gptq at 3 bits (30)."
+    )

@@ -17,7 +17,10 @@ def caution(recipe: Recipe) -> str | None:
     """Rounding alone is of no use below 3 bits."""
     if not isinstance(recipe.format, Integer) or recipe.format.bits_per_code > 2:
         return None
-    return "Rounding to nearest at 2 bits leaves nothing of a model (perplexity in the thousands and more): use gptq."
+    return (
+        "Rounding to nearest at 2 bits leaves nothing of a model (SmolLM2-135M, WikiText-2: perplexity 650446, float "
+        "20): use gptq."
+    )
 
 
 __all__ = ["RECIPE", "at_bits", "caution"]
