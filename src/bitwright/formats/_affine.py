@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -14,15 +16,15 @@ from bitwright.protocols import ColumnStats, Dense, Operand, Planes, PlaneSpec, 
 ACTIVATION_GROUP = 128  # columns that share an activation scale where weights have none to follow
 
 
-class AffineCodes:
+class AffineCodes(ABC):
     """Storage of affine codes. A subclass says `group`, `levels`, `width` and `offset`, and how to `fit`."""
 
     group: int | None
 
     @property
+    @abstractmethod
     def levels(self) -> int:
         """How many codes there are."""
-        raise NotImplementedError
 
     @property
     def width(self) -> int | str:
@@ -30,9 +32,9 @@ class AffineCodes:
         return (self.levels - 1).bit_length()
 
     @property
+    @abstractmethod
     def offset(self) -> float | None:
         """min / scale where the format fixes it; None where mins are stored."""
-        raise NotImplementedError
 
     def prepare(self, w: Tensor, stats: ColumnStats) -> Params:
         """Nothing is decided for the whole matrix."""
