@@ -5,7 +5,7 @@
 #
 # Finished models and finished windows are kept, so an interrupted run goes on where it was.
 set -euo pipefail
-data=$1 text=$2 folder=$3 windows=${4:-10}
+data=$(realpath "$1") text=$(realpath "$2") folder=$3 windows=${4:-10}
 mkdir -p "$folder"
 
 make() { # name, recipe, settings...
