@@ -108,6 +108,12 @@ def test_evaluation_text_too_short(cli: Cli, packed: Path, tmp_path: Path) -> No
     refused(cli("evaluate", packed, "--text", tmp_path / "short.txt"), "10 tokens", "256")
 
 
+def test_evaluation_text_that_was_calibrated_on(cli: Cli, tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    made = cli("quantize", tiny_model, "--recipe", "gptq", "--data", text, "--tokens", "512", "-o", tmp_path / "out")
+    assert made.code == 0, made.err
+    refused(cli("evaluate", tmp_path / "out", "--text", text), "calibrated on", "measure on another text")
+
+
 def test_full_disk(cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -8,11 +8,17 @@ from bitwright.partitions.salience import Salience
 from bitwright.protocols import ColumnStats
 
 
-@given(share=st.floats(0, 1), rows=st.integers(1, 20), columns=st.integers(1, 90), group=st.sampled_from([None, 7, 64]))
+@given(
+    share=st.floats(0, 1),
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 90),
+    group=st.sampled_from([None, 7, 64]),
+    scope=st.sampled_from(["matrix", "row"]),
+)
 @settings(max_examples=60, deadline=None)
-def test_count_is_exact(share: float, rows: int, columns: int, group: int | None) -> None:
+def test_count_is_exact(share: float, rows: int, columns: int, group: int | None, scope: str) -> None:
     w = torch.randint(-2, 3, (rows, columns)).float()  # many ties
-    by = Salience(share, "magnitude", group)
+    by = Salience(share, "magnitude", group, scope)  # type: ignore[arg-type]
     assert int(by.split(w, ColumnStats.flat(columns)).sum()) == by.count((rows, columns))
 
 
@@ -38,3 +44,10 @@ def test_rows_compete_with_each_other_and_groups_do_not() -> None:
     w[:, :32] = 3.0
     per_group = Salience(0.25, "magnitude", 32).split(w, ColumnStats.flat(64))
     assert int(per_group[:, :32].sum()) == int(per_group[:, 32:].sum()) == 32
+
+
+def test_every_row_gets_its_share_where_each_has_its_own_threshold() -> None:
+    w = torch.ones(4, 64)
+    w[2] = 3.0
+    mask = Salience(0.25, "magnitude", 32, "row").split(w, ColumnStats.flat(64))
+    assert (mask.view(4, 2, 32).sum(2) == 8).all()

@@ -113,11 +113,12 @@ class RecipeRow(Strict):
 
 
 class Calibration(Strict):
-    """The text that the statistics were measured on."""
+    """The text that the statistics were measured on; `runs` are hashes by which other texts are kept apart from it."""
 
     data: str
     sha256: str = Sha256
     tokens: int = Count
+    runs: tuple[str, ...] = ()
 
 
 class Totals(Strict):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.cli.output import Step
 from bitwright.cli.subject import Subject
-from bitwright.errors import BadInput
+from bitwright.errors import BadInput, Refused
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bitwright.evaluate.result import Result
     from bitwright.evaluate.run import Recalibration
     from bitwright.report.tables import Row
@@ -68,6 +70,8 @@ def measure(
     protocol, windows = prepare(
         first.tokenizer(), load_text(text), max_positions=min(positions, default=None), limit=limit
     )
+    for subject in by_name.values():
+        _keep_apart(subject, windows, protocol.text)
     candidates = {name: Candidate(subject.load, subject.fingerprint) for name, subject in by_name.items()}
     step("windows", 0, len(windows))
     results = compare(
@@ -83,6 +87,19 @@ def measure(
         step(f"speed of {name}", 0, None)
         found[name] = Measured(subject, results[name], speed(subject, windows[0].tolist()))
     return found
+
+
+def _keep_apart(subject: Subject, windows: Tensor, text: str) -> None:
+    """`Refused` where a subject was calibrated on what it would be measured on."""
+    from bitwright.calibrate.overlap import SHARED, shared
+
+    seen = subject.calibration
+    part = 0.0 if seen is None else shared(windows, seen.runs)
+    if seen is not None and part > SHARED:
+        raise Refused(
+            f"{subject.name} was calibrated on {seen.data}, and {part:.0%} of that text is in {text}: "
+            "measure on another text."
+        )
 
 
 def recalibration(subject: Subject, text: Path | None, limit: int | None) -> Recalibration:

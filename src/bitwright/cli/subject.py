@@ -15,6 +15,7 @@ from bitwright.errors import BitwrightError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from bitwright.artifact.layout import Calibration
     from bitwright.models.source import Source
     from bitwright.runtime.linear import Activations
 
@@ -34,6 +35,7 @@ class Subject:
     load: Callable[[], PreTrainedModel]
     tokenizer: Callable[[], PreTrainedTokenizerBase]
     parent: tuple[str, str] | None  # name and digest of the float model it was made from
+    calibration: Calibration | None  # the text it has seen
 
 
 def open_subject(path: str, activations: Activations) -> Subject:
@@ -94,6 +96,7 @@ def _packed(path: Path, name: str, activations: Activations) -> Subject:
         load=cache(lambda: load(path, activations)),
         tokenizer=cache(lambda: read_tokenizer(path)),
         parent=(str(lineage["name"]), str(lineage["digest"])) if known else None,
+        calibration=None if manifest is None else manifest.calibration,
     )
 
 
@@ -110,6 +113,7 @@ def _float(source: Source) -> Subject:
         load=cache(lambda: load_float(source.name)),
         tokenizer=cache(source.tokenizer),
         parent=None,
+        calibration=None,
     )
 
 

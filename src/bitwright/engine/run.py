@@ -91,6 +91,7 @@ def _calibration(job: Job, source: Source, plan: Plan, progress: Progress) -> tu
     if not plan.recipe.solver.needs_hessian:
         return None, None
     from bitwright.calibrate import tokens
+    from bitwright.calibrate.overlap import fingerprints
 
     length = sequence_length(job, source)
     count = max(1, job.tokens // length)
@@ -103,7 +104,8 @@ def _calibration(job: Job, source: Source, plan: Plan, progress: Progress) -> tu
         key = f"samples-{source.digest()[:16]}-{count}x{length}-{job.seed}"
         ids = tokens.cached_tokens(cache_folder(), key, lambda: _samples(job, source, count, progress))
         name = "the model's own samples"
-    return ids, Calibration(data=name, sha256=tokens.token_hash(ids), tokens=ids.numel())
+    runs = fingerprints(ids)
+    return ids, Calibration(data=name, sha256=tokens.token_hash(ids), tokens=ids.numel(), runs=runs)
 
 
 def _refuse_sampling(job: Job, source: Source) -> None:

@@ -22,15 +22,16 @@ def scores(w: Tensor, stats: ColumnStats, by: By) -> Tensor:
 
 @dataclass(frozen=True)
 class Salience:
-    """A `share` of all entries, one threshold for all rows: over whole rows, or in each `group` of columns.
+    """A `share` of all entries, over whole rows or in each `group` of columns; ties go to the earlier entry.
 
-    The count is exact: ties go to the earlier entry in row-major order.
+    `scope` "matrix": one threshold for all rows, so that rows compete; "row": the same number in every row.
     """
 
     kind: ClassVar[str] = "salience"
     share: float = 0.3
     by: By = "hessian"
     group: int | None = None
+    scope: Literal["matrix", "row"] = "matrix"
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -43,19 +44,22 @@ class Salience:
         score = scores(w, stats, self.by)
         mask = torch.zeros_like(w, dtype=torch.bool)
         for columns in groups(w.shape[1], self.group):
-            part = score[:, columns].reshape(-1)
-            chosen = torch.sort(part, descending=True, stable=True).indices[: self._count(part.numel())]
-            flat = torch.zeros(part.numel(), dtype=torch.bool)
-            flat[chosen] = True
-            mask[:, columns] = flat.view(w.shape[0], -1)
+            part = score[:, columns]
+            rivals = part.reshape(1, -1) if self.scope == "matrix" else part  # one line of them a threshold
+            chosen = torch.sort(rivals, dim=1, descending=True, stable=True).indices[:, : self._count(rivals.shape[1])]
+            found = torch.zeros_like(rivals, dtype=torch.bool).scatter(1, chosen, True)
+            mask[:, columns] = found.view(part.shape)
         return mask
 
     def count(self, shape: tuple[int, int]) -> int:
         """Entries that `split` selects."""
-        return sum(self._count(shape[0] * (c.stop - c.start)) for c in groups(shape[1], self.group))
+        widths = [int(c.stop) - int(c.start) for c in groups(shape[1], self.group)]
+        if self.scope == "row":
+            return shape[0] * sum(self._count(width) for width in widths)
+        return sum(self._count(shape[0] * width) for width in widths)
 
     def _count(self, entries: int) -> int:
         return round(self.share * entries)
 
 
-EXAMPLES = (Salience(0.3), Salience(0.05, "magnitude"), Salience(0.1, "hessian", 64))
+EXAMPLES = (Salience(0.3), Salience(0.05, "magnitude"), Salience(0.1, "hessian", 64), Salience(0.2, scope="row"))
