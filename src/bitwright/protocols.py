@@ -229,6 +229,7 @@ class Recipe:
     embedding: Format | None = None  # of embedding and untied head; None leaves them as the source has them
     rules: tuple[tuple[str, Format], ...] = ()  # (name pattern, format): the first match wins over `format`
     keep: tuple[str, ...] = ()  # name patterns of linears that stay as they are
+    propagate: bool = True  # statistics see inputs from already quantized layers; False: from the float model
 
     def format_of(self, name: str) -> Format | None:
         """The format of a linear, None where it is kept."""

@@ -49,6 +49,25 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert not (tmp_path / "parts.journal").exists()
 
 
+def test_without_propagation_statistics_are_those_of_the_float_model(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    """The first wave of the model sees float inputs either way; all later ones only without propagation."""
+
+    def weights(name: str, propagate: str) -> dict[str, torch.Tensor]:
+        run(tiny_model, tmp_path / name, settings={"propagate": propagate, "format.bits_per_code": "2"})
+        artifact = open_artifact(tmp_path / name)
+        return {w.name: artifact.qtensor(w.name).dequantize() for w in artifact.weights()}
+
+    on, off = weights("on", "true"), weights("off", "false")
+    same = {name: torch.equal(on[name], off[name]) for name in on}
+    first = {name for name in on if name.startswith("model.layers.0.self_attn.") and not name.endswith("o_proj")}
+    assert len(first) == 3
+    assert all(same[name] for name in first)
+    assert not same["model.layers.0.mlp.down_proj"]
+    assert not any(equal for name, equal in same.items() if name.startswith("model.layers.1."))
+
+
 def test_other_settings_are_refused_and_named(tiny_model: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
     def interrupt(what: str, done: int, of: int) -> None:
         if what == "blocks" and done == 1:

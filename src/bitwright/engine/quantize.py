@@ -59,7 +59,7 @@ class Run:
             done = self.journal.get(entry)
             if done is None:
                 self.journal.put(entry, *self._solve_block(index, part, block))
-            else:
+            elif self.plan.recipe.propagate:
                 self._replay(part, block, done)
             self.unseen += self.journal.notes(entry)["unseen"]
             if index + 1 < count and len(self.hidden):
@@ -109,7 +109,7 @@ class Run:
     def _solve_wave(
         self, index: int, part: Block, block: nn.Module, layers: dict[str, nn.Module]
     ) -> dict[str, tuple[QTensor, float]]:
-        """Solve the layers that share an input, and put the decoded weights in their place."""
+        """Solve the layers that share an input, and put the decoded weights in their place if the recipe propagates."""
         if not layers:
             return {}
         first = next(iter(layers.values()))
@@ -126,8 +126,9 @@ class Run:
             return self._solve(f"{part.path}.{name}", layer.weight, statistics)
 
         found = dict(zip(layers, self.workers.map(solve, layers.items()), strict=True))
-        for name, layer in layers.items():
-            layer.weight = nn.Parameter(found[name][0].dequantize(), requires_grad=False)
+        if self.plan.recipe.propagate:
+            for name, layer in layers.items():
+                layer.weight = nn.Parameter(found[name][0].dequantize(), requires_grad=False)
         return found
 
     def _solve(self, name: str, w: Tensor, statistics: Hessian | None) -> tuple[QTensor, float]:
@@ -155,7 +156,8 @@ class Run:
             return self._solve(name, stack[e], statistics.get(e))[0]
 
         solved = list(self.workers.map(solve, range(stack.shape[0])))
-        stack.copy_(torch.stack([q.dequantize() for q in solved]))
+        if self.plan.recipe.propagate:
+            stack.copy_(torch.stack([q.dequantize() for q in solved]))
         return solved, missing
 
     def _replay(self, part: Block, block: nn.Module, done: dict[str, Tensor]) -> None:
