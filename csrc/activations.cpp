@@ -1,6 +1,7 @@
 #include "activations.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "team.h"
 
@@ -11,6 +12,13 @@ constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; 
 
 size_t run_bytes(const MatrixView& m, int kind, int tokens) {
   return round_up(size_t(m.runs[kind].start[m.groups]) * m.runs[kind].unit * tokens, kVector) + kVector;
+}
+
+// The first run kind whose activations are multiplied by the same vector: they share codes, scales and sums.
+int first_alike(const MatrixView& m, int kind) {
+  int first = 0;
+  while (m.runs[first].inputs != m.runs[kind].inputs) first++;
+  return first;
 }
 
 // Codes of one run kind from rows [tokens][row], whose bytes past the last column are zero.
@@ -39,14 +47,17 @@ void ActivationBlocks::resize(const Kernels& level, const MatrixView& m, int cou
     int tokens = level.tokens;
     while (tokens > 1 && tokens / 2 >= count - done) tokens /= 2;
     const size_t floats = round_up(size_t(m.groups) * tokens * sizeof(float), kVector);
-    size_t bytes = 2 * floats;
+    size_t bytes = 2 * floats * m.run_kinds;
     for (int i = 0; i < m.run_kinds; i++) bytes += run_bytes(m, i, tokens);
     if (capacity_[size_] < bytes) buffer_[size_] = allocate_zeros(capacity_[size_] = bytes);
     uint8_t* at = buffer_[size_].get();
     Activations& block = blocks_[size_];
     block.tokens = tokens, block.used = std::min(tokens, count - done);
-    block.scale = reinterpret_cast<float*>(at), block.sum = reinterpret_cast<float*>(at + floats);
-    at += 2 * floats;
+    for (int i = 0; i < m.run_kinds; i++, at += 2 * floats) {
+      const bool own = first_alike(m, i) == i;
+      block.scale[i] = own ? reinterpret_cast<float*>(at) : block.scale[first_alike(m, i)];
+      block.sum[i] = own ? reinterpret_cast<float*>(at + floats) : block.sum[first_alike(m, i)];
+    }
     for (int i = 0; i < m.run_kinds; at += run_bytes(m, i++, tokens)) block.codes[i] = reinterpret_cast<int8_t*>(at);
     done += block.used;
   }
@@ -59,18 +70,30 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
   const int tokens = block.tokens;
   const size_t row = round_up(size_t(m.columns), kVector);
   if (capacity < row * tokens) rows = allocate<int8_t>(capacity = row * tokens);
-  std::memset(rows.get(), 0, row * tokens);
-  for (int t = 0; t < tokens; t++)
-    for (int g = 0; g < m.groups; g++) {
-      const int from = g * m.group;
-      float scale = 0;
-      int32_t sum = 0;
-      if (t < block.used)
-        scale = level.quantize(x + size_t(b * level.tokens + t) * stride + from, std::min(m.group, m.columns - from),
-                               rows.get() + t * row + from, &sum);
-      block.scale[g * tokens + t] = scale, block.sum[g * tokens + t] = float(sum);
+  static thread_local std::vector<float> scaled;
+  scaled.resize(m.columns);
+  for (int kind = 0; kind < m.run_kinds; kind++) {
+    if (first_alike(m, kind) != kind) continue;
+    const float* inputs = m.runs[kind].inputs;
+    std::memset(rows.get(), 0, row * tokens);
+    for (int t = 0; t < tokens; t++) {
+      const float* source = x + size_t(b * level.tokens + t) * stride;
+      if (inputs && t < block.used) {
+        for (int k = 0; k < m.columns; k++) scaled[k] = source[k] * inputs[k];
+        source = scaled.data();
+      }
+      for (int g = 0; g < m.groups; g++) {
+        const int from = g * m.group;
+        float scale = 0;
+        int32_t sum = 0;
+        if (t < block.used)
+          scale = level.quantize(source + from, std::min(m.group, m.columns - from), rows.get() + t * row + from, &sum);
+        block.scale[kind][g * tokens + t] = scale, block.sum[kind][g * tokens + t] = float(sum);
+      }
     }
-  for (int i = 0; i < m.run_kinds; i++) interleave(m, m.runs[i], rows.get(), row, tokens, block.codes[i]);
+    for (int i = kind; i < m.run_kinds; i++)
+      if (m.runs[i].inputs == inputs) interleave(m, m.runs[i], rows.get(), row, tokens, block.codes[i]);
+  }
 }
 
 void ActivationBlocks::fill_all(const Kernels& level, const MatrixView& m, const float* x, size_t stride, int count) {

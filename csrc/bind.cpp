@@ -49,6 +49,7 @@ TermSource source_of(nb::handle term, Owned& owners) {
   s.base3 = nb::isinstance<nb::str>(width) && nb::cast<std::string>(width) == "base3";
   if (nb::isinstance<nb::int_>(width)) s.bits = nb::cast<int>(width);
   s.codes = array_of(term, "codes", u8, owners);
+  s.inputs = array_of(term, "inputs", f16, owners);
   s.offset = nb::cast<float>(term.attr("offset"));
   if (!term.attr("group").is_none()) s.group = nb::cast<int>(term.attr("group"));
   return s;

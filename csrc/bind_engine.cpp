@@ -37,7 +37,8 @@ class PlanReader {
     const nb::object table = source.attr("embedding");
     if (const PyMatrix* packed = matrix_of(table)) {
       const MatrixView& m = packed->get().view();
-      for (int i = 0; i < m.terms; i++) require(!m.term[i].values, "a packed embedding must have dense terms only");
+      for (int i = 0; i < m.terms; i++)
+        require(!m.term[i].values && !m.runs[m.term[i].runs].inputs, "a packed embedding must have plain dense terms only");
       require(m.rows == p.vocabulary && m.columns == p.hidden, "the embedding has the wrong shape");
       p.packed_embedding = &m;  // a few rows a token: read where it is
     } else {

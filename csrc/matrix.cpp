@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstring>
 #include <stdexcept>
+
+#include "codes.h"
 
 namespace bitwright {
 namespace {
@@ -55,7 +58,7 @@ void Matrix::add_dense(const TermSource& source, Term& t) {
   t.kind = source.base3 ? Kind::base3 : Kind::fields;
   t.bits = source.base3 ? 2 : source.bits;
   const int vectors = source.base3 ? 1 : source.bits, unit = source.base3 ? 20 : 32;
-  t.runs = runs_of(unit);
+  t.runs = runs_of(unit, inputs_of(source.inputs));
   t.units = parts(m.columns, unit), t.unit_bytes = vectors * kVector;
   require_shape(source.codes, "codes", {size_t(m.tiles), size_t(t.units) * vectors, kVector});
   t.codes = hold(source.codes);
@@ -87,7 +90,7 @@ void Matrix::add_sparse(const TermSource& source, Term& t) {
   if (source.where == "nm") {
     require(source.block == 64 || source.block == 128, "block must be 64 or 128");
     require(t.bits == 8, "values of \"nm\" must have 8 bits");
-    t.kind = Kind::nm, t.runs = runs_of(source.block);
+    t.kind = Kind::nm, t.runs = runs_of(source.block, nullptr);
     t.units = parts(m.columns, source.block), t.unit_bytes = kVector;
     const std::vector<size_t> shape = {size_t(m.tiles), size_t(t.units), kVector};
     require_shape(source.codes, "index", shape);
@@ -95,7 +98,7 @@ void Matrix::add_sparse(const TermSource& source, Term& t) {
     t.codes = hold(source.codes), t.values = hold(source.values);
   } else {
     require(source.where == "bitmap" || source.where == "offsets", "where must be bitmap, offsets or nm");
-    t.kind = Kind::bitmap, t.runs = runs_of(32);
+    t.kind = Kind::bitmap, t.runs = runs_of(32, nullptr);
     t.units = parts(m.columns, 32), t.unit_bytes = kVector;
     source.where == "bitmap" ? add_bitmap(source, t) : bitmap_of_offsets(source, t);
   }
@@ -182,10 +185,26 @@ void Matrix::bitmap_of_offsets(const TermSource& source, Term& t) {
   keep_tail(t, (total * t.bits + 7) / 8);
 }
 
-int Matrix::runs_of(int unit) {
+const float* Matrix::inputs_of(const Array& a) {
+  if (!a) return nullptr;
+  for (const auto& [given, converted] : inputs_)
+    if (given == a.data) return converted;
+  require_shape(a, "inputs", {size_t(view_.columns)});
+  float* scales = own<float>(view_.columns);
+  for (int k = 0; k < view_.columns; k++) {
+    uint16_t half;
+    std::memcpy(&half, a.data + 2 * k, 2);
+    scales[k] = from_half(half);
+  }
+  bytes_ += a.bytes;
+  inputs_.emplace_back(a.data, scales);
+  return scales;
+}
+
+int Matrix::runs_of(int unit, const float* inputs) {
   MatrixView& m = view_;
   for (int i = 0; i < m.run_kinds; i++)
-    if (m.runs[i].unit == unit) return i;
+    if (m.runs[i].unit == unit && m.runs[i].inputs == inputs) return i;
   std::vector<int>& first = tables_.emplace_back(m.groups);
   std::vector<int>& start = tables_.emplace_back(m.groups + 1);
   for (int g = 0; g < m.groups; g++) {
@@ -193,7 +212,7 @@ int Matrix::runs_of(int unit) {
     first[g] = from / unit;
     start[g + 1] = start[g] + parts(to, unit) - first[g];
   }
-  m.runs[m.run_kinds] = {unit, first.data(), start.data()};
+  m.runs[m.run_kinds] = {unit, inputs, first.data(), start.data()};
   return m.run_kinds++;
 }
 

@@ -24,7 +24,7 @@ struct TermSource {
   std::string where;
   bool base3 = false;
   int bits = 0;
-  Array codes, values, scales, mins, starts, counts;
+  Array codes, values, scales, mins, starts, counts, inputs;
   float offset = 0;
   int group = 0;  // 0: the whole row
   int block = 0;
@@ -48,7 +48,8 @@ class Matrix {
   void add_scales(const TermSource& source, Term& term, int groups);
   void bitmap_of_offsets(const TermSource& source, Term& term);
   void keep_tail(Term& term, size_t value_bytes);
-  int runs_of(int unit);
+  int runs_of(int unit, const float* inputs);
+  const float* inputs_of(const Array& inputs);
   void place_scratch();
   const uint8_t* hold(const Array& array);
   template <class T> T* own(size_t count);
@@ -57,6 +58,7 @@ class Matrix {
   size_t bytes_ = 0;
   std::vector<Memory<>> memory_;
   std::deque<std::vector<int>> tables_;
+  std::vector<std::pair<const uint8_t*, const float*>> inputs_;  // given and converted
 };
 
 }  // namespace bitwright

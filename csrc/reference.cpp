@@ -45,17 +45,22 @@ void reference_multiply(const MatrixView& m, const float* x, int count, float* y
   std::vector<std::vector<int>> codes;
   for (int i = 0; i < m.terms; i++) codes.push_back(term_codes(m, m.term[i]));
   std::vector<int> q(m.columns);
+  std::vector<float> scaled(m.columns);
   for (int token = 0; token < count; token++, x += m.columns, y += m.rows) {
     for (int n = 0; n < m.rows; n++) y[n] = 0;
     for (int g = 0; g < m.groups; g++) {
       const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : m.columns;
-      float top = 0;
-      for (int k = from; k < to; k++) top = std::fmax(top, std::fabs(x[k]));
-      const float scale = top / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
-      for (int k = from; k < to; k++) q[k] = int(std::nearbyint(std::fmax(std::fmin(x[k] * inverse, 127.0f), -127.0f)));
-      for (int n = 0; n < m.rows; n++)
-        for (int i = 0; i < m.terms; i++) {
-          const Term& t = m.term[i];
+      for (int i = 0; i < m.terms; i++) {
+        const Term& t = m.term[i];
+        const float* inputs = m.runs[t.runs].inputs;
+        float top = 0;
+        for (int k = from; k < to; k++) {
+          scaled[k] = inputs ? x[k] * inputs[k] : x[k];
+          top = std::fmax(top, std::fabs(scaled[k]));
+        }
+        const float scale = top / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
+        for (int k = from; k < to; k++) q[k] = int(std::nearbyint(std::fmax(std::fmin(scaled[k] * inverse, 127.0f), -127.0f)));
+        for (int n = 0; n < m.rows; n++) {
           int32_t a = 0, sum = 0;
           for (int k = from; k < to; k++) {
             const int code = codes[i][size_t(n) * m.columns + k];
@@ -67,6 +72,7 @@ void reference_multiply(const MatrixView& m, const float* x, int count, float* y
           const float product = s * float(a), correction = min * float(sum);
           y[n] += scale * (product + correction);
         }
+      }
     }
     if (m.bias)
       for (int n = 0; n < m.rows; n++) y[n] += m.bias[n];

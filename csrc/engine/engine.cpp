@@ -15,7 +15,7 @@ namespace {
 bool same_input(const MatrixView& a, const MatrixView& b) {
   if (a.columns != b.columns || a.group != b.group || a.run_kinds != b.run_kinds) return false;
   for (int i = 0; i < a.run_kinds; i++)
-    if (a.runs[i].unit != b.runs[i].unit) return false;
+    if (a.runs[i].unit != b.runs[i].unit || a.runs[i].inputs != b.runs[i].inputs) return false;
   return true;
 }
 

@@ -127,7 +127,7 @@ inline void dense_parts(const MatrixView& m, const Term& t, const Activations& x
     const Affine affine_of(t, tile + i);
     affine_of.prefetch(g + N * t.groups);
     affine_of.at<P>(g, scale, min);
-    part[i] = affine<P>(scale, min, dot[i].total(), P::all(x.sum[g]));
+    part[i] = affine<P>(scale, min, dot[i].total(), P::all(x.sum[t.runs][g]));
   }
 }
 
@@ -139,7 +139,7 @@ void single_dense(const MatrixView& m, const Activations& x, int tile, float* y)
   for (int g = 0; g < m.groups; g++) {
     dense_parts<P, Dot, N>(m, m.term[0], x, tile, g, part);
 #pragma GCC unroll 2
-    for (int i = 0; i < N; i++) f[i] = P::sum(f[i], P::mul(P::all(x.scale[g]), part[i]));
+    for (int i = 0; i < N; i++) f[i] = P::sum(f[i], P::mul(P::all(x.scale[m.term[0].runs][g]), part[i]));
   }
   for (int i = 0; i < N; i++) store_rows<P>(m, tile + i, f[i], y);
 }
@@ -225,7 +225,7 @@ template <class P> void multiply_terms(const MatrixView& m, const Activations& x
       }
       for (int g = g0; g < g1; g++)
         for (int i = 0; i < m.terms; i++)
-          f = P::sum(f, P::mul(P::all(x.scale[g]), P::loadf(part[i] + (g - g0) * kLanes)));
+          f = P::sum(f, P::mul(P::all(x.scale[m.term[i].runs][g]), P::loadf(part[i] + (g - g0) * kLanes)));
     }
     store_rows<P>(m, tile, f, y);
   }
@@ -329,8 +329,8 @@ void product_groups(const MatrixView& m, const Activations& x, int tile, int g0,
       F<P> scale, min;
       Affine(t, tile).at<P>(g, scale, min);
       for (int j = 0; j < T; j++) {
-        const F<P> q_sum = t.values ? P::to_float(sum[j]) : P::all(x.sum[g * T + j]);
-        const F<P> part = P::mul(P::all(x.scale[g * T + j]), affine<P>(scale, min, a[j], q_sum));
+        const F<P> q_sum = t.values ? P::to_float(sum[j]) : P::all(x.sum[t.runs][g * T + j]);
+        const F<P> part = P::mul(P::all(x.scale[t.runs][g * T + j]), affine<P>(scale, min, a[j], q_sum));
         P::storef(f + j * kLanes, P::sum(P::loadf(f + j * kLanes), part));
       }
     }

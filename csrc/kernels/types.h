@@ -19,6 +19,7 @@ constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 // groups share is in both runs, and in each run the activations of the other group are zero.
 struct Runs {
   int unit;
+  const float* inputs;  // [columns]: activations are multiplied by it before they become codes; null: they are not
   const int* first;  // [groups]
   const int* start;  // [groups + 1]
 };
@@ -59,8 +60,8 @@ struct MatrixView {
 struct Activations {
   int tokens;          // 1, 2, 4, 8 or 16; the last may be padding
   int used;            // tokens that are real
-  float* scale;        // [groups][tokens]
-  float* sum;          // [groups][tokens]: sums of codes
+  float* scale[kMaxTerms];  // [groups][tokens], of each run kind
+  float* sum[kMaxTerms];    // [groups][tokens]: sums of codes
   int8_t* codes[kMaxTerms];
 };
 

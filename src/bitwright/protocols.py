@@ -62,6 +62,7 @@ class Dense:
     `width` is the bits of a code, or "base3" for five ternary digits a byte;
     `scales`, `mins` f16 [tiles, G, 16]; without `mins` the min is scale * `offset`;
     `group` columns share a scale (None: the whole row); activations are scaled per `activation_group`.
+    `inputs` f16 [C]: the term's activations are multiplied by it before they become int8 codes.
     """
 
     codes: Tensor
@@ -71,6 +72,7 @@ class Dense:
     offset: float
     group: int | None
     activation_group: int
+    inputs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Operand:
     """A term with its codes unpacked, for reference arithmetic.
 
     `codes` uint8 [R, C]; `mask` bool [R, C], None where every entry counts; `scale`, `min` float32 [R, G] of `group`
-    columns each (None: [R, 1], the whole row).
+    columns each (None: [R, 1], the whole row); `inputs` [C] as in `Dense`.
     """
 
     codes: Tensor
@@ -112,6 +114,7 @@ class Operand:
     scale: Tensor
     min: Tensor
     group: int | None
+    inputs: Tensor | None = None
 
 
 @runtime_checkable
@@ -174,6 +177,15 @@ class Format(Protocol):
 
     def rows(self, planes: Planes, ids: Tensor, shape: tuple[int, int]) -> Tensor:
         """Float32 [n, C]: chosen rows decoded, for look-up tables."""
+        ...
+
+
+@runtime_checkable
+class Refits(Protocol):
+    """A format whose parameters can be improved for fixed codes."""
+
+    def refit(self, w: Tensor, codes: Tensor, root: Tensor, params: Params) -> Params:
+        """Parameters of one group of least |(w - decode(codes)) root|^2: `w` [R, n], `root` [n, n], H ~ root root^T."""
         ...
 
 

@@ -110,10 +110,20 @@ def test_integer_arithmetic_is_the_product_of_decoded_weights(fmt: Format) -> No
     """The terms that kernels see add up to the decoded matrix."""
     shape = (40, 200)
     q = Rtn().solve(matrix(*shape), fmt, None)
-    term = fmt.terms(q.planes, shape)[0]
+    group = fmt.terms(q.planes, shape)[0].activation_group
     x = matrix(3, 200, seed=1)
-    codes, scales = quantize_activations(x, term.activation_group)
-    spread = scales.repeat_interleave(term.activation_group, dim=1)[:, :200]
-    expected = (codes * spread).double() @ q.dequantize().double().t()
-    found = integer_matmul(x, fmt.operands(q.planes, shape), term.activation_group).double()
+    operands = fmt.operands(q.planes, shape)
+    expected = torch.zeros(3, 40, dtype=torch.float64)
+    decoded = torch.zeros(shape)
+    for operand in operands:
+        span = shape[1] if operand.group is None else operand.group
+        at = torch.arange(shape[1]) // span
+        part = (operand.codes * operand.scale[:, at] + operand.min[:, at]) * (1 if operand.mask is None else operand.mask)
+        inputs = torch.ones(shape[1]) if operand.inputs is None else operand.inputs.float()
+        codes, scales = quantize_activations(x * inputs, group)
+        seen = codes * scales.repeat_interleave(group, dim=1)[:, : shape[1]]
+        expected += seen.double() @ part.double().t()
+        decoded += part * inputs
+    assert (decoded - q.dequantize()).abs().max() < 1e-6 * decoded.abs().max()
+    found = integer_matmul(x, operands, group).double()
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,7 @@ def _samples(generator: torch.Generator) -> Iterator[tuple[str, tuple[Term, ...]
         yield f"{width}-bit codes", (_dense(width, generator),)
     base = _dense("base3", generator)
     yield "base-3 codes", (base,)
+    yield "input scales", (_dense(1, generator), _scaled(generator), _scaled(generator))
     for bits in (4, 8):
         yield f"{bits}-bit values in a bitmap", (base, _bitmap(bits, generator))
     for block in (64, 128):
@@ -135,6 +137,10 @@ def _dense(width: int | str, generator: torch.Generator) -> Dense:
         codes = _bytes(-(-COLUMNS // 32) * width, generator)
     mins = _scales(groups, generator) if width == 2 else None
     return Dense(codes, width, _scales(groups, generator), mins, -1.5, GROUP, GROUP)
+
+
+def _scaled(generator: torch.Generator) -> Dense:
+    return replace(_dense(1, generator), inputs=torch.randn(COLUMNS, generator=generator).half())
 
 
 def _bitmap(bits: int, generator: torch.Generator) -> Sparse:

@@ -32,14 +32,19 @@ def integer_matmul(x: Tensor, operands: tuple[Operand, ...], activation_group: i
     """Float32 [T, C] times packed [R, C] -> float32 [T, R] with int8 activations.
 
     For each activation group, for each operand: t = s * A + m * Q, f = f + d * t, with A = sum code * q and Q = sum q
-    exact integers, every product rounded on its own (no fused multiply-add).
+    exact integers, every product rounded on its own (no fused multiply-add). Operands with `inputs` have codes q and
+    scales d of their own, those of x * inputs.
     """
-    q, d = quantize_activations(x, activation_group)
-    columns = x.shape[1]
+    distinct = {id(o.inputs): o.inputs for o in operands}
+    quantized = {
+        key: quantize_activations(x if inputs is None else x * inputs.float(), activation_group)
+        for key, inputs in distinct.items()
+    }
     out = x.new_zeros(x.shape[0], operands[0].codes.shape[0])
-    for g, run in enumerate(groups(columns, activation_group)):
-        part = q[:, run]
+    for g, run in enumerate(groups(x.shape[1], activation_group)):
         for operand in operands:
+            q, d = quantized[id(operand.inputs)]
+            part = q[:, run]
             # float32 holds these integer sums exactly: 255 * 127 * 160 < 2^24
             a = part @ operand.codes[:, run].float().t()
             if operand.mask is None:

@@ -1,0 +1,255 @@
+"""Scales of one-bit planes that are added up: greedy, by magnitude, or by alternating least squares.
+
+Parameters are named by plane: "scale", "min", "column" of the first, "scale1", "min1", "column1" of the second, ...
+A plane's value is (scale * code + min) * column; column scales that are missing are those of the first plane, or 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from bitwright.formats import _fit
+from bitwright.formats._affine import AffineCodes
+from bitwright.groups import Params
+from bitwright.protocols import Operand, Term
+
+T = TypeVar("T", bound=Term | Operand)
+SPLITS = 81  # break-points that are tried: 10 % to 90 % of the entries
+RIDGE = 1e-6  # of the normal equations, relative to their diagonal
+
+
+@dataclass(frozen=True)
+class Plane(AffineCodes):
+    """Storage of one plane; `low` is min / scale, None where mins are stored."""
+
+    group: int | None
+    low: float | None
+
+    @property
+    def levels(self) -> int:
+        """Two."""
+        return 2
+
+    @property
+    def offset(self) -> float | None:
+        """As given."""
+        return self.low
+
+
+def named(role: str, plane: int) -> str:
+    """Name of a role in the planes after the first."""
+    return role if plane == 0 else f"{role}{plane}"
+
+
+def of_plane(params: Params, plane: int) -> Params:
+    """Scale and min of one plane."""
+    return {"scale": params[named("scale", plane)], "min": params[named("min", plane)]}
+
+
+def scaled(term: T, vector: Tensor | None) -> T:
+    """A term whose inputs are multiplied by a vector [C] first."""
+    return term if vector is None else replace(term, inputs=vector)
+
+
+def _column(params: Params, plane: int) -> Tensor | None:
+    return params.get(named("column", plane), params.get("column"))
+
+
+def value(codes: Tensor, params: Params, order: int) -> Tensor:
+    """What codes stand for, in float32: bit i of a code belongs to plane i."""
+    total = torch.zeros_like(codes, dtype=torch.float32)
+    for i in range(order):
+        part = _fit.value((codes >> i) & 1, of_plane(params, i))
+        column = _column(params, i)
+        total = total + (part if column is None else part * column)
+    return total
+
+
+def nearest(w: Tensor, params: Params, order: int) -> Tensor:
+    """Codes int32 nearest to `w`; the smallest of equals."""
+    least = torch.full_like(w, torch.inf)
+    codes = torch.zeros_like(w, dtype=torch.int32)
+    for code in range(1 << order):
+        distance = (w - value(torch.tensor(code, dtype=torch.int32), params, order)).abs()
+        better = distance < least
+        codes = torch.where(better, code, codes)
+        least = torch.minimum(distance, least)
+    return codes
+
+
+def solve(basis: Tensor, w: Tensor) -> Tensor:
+    """Coefficients [R, p] of least |w - sum_i c_i basis_i|^2 for every row: `basis` [p, R, n], `w` [R, n]."""
+    gram = torch.einsum("prn,qrn->rpq", basis, basis)
+    right = torch.einsum("prn,rn->rp", basis, w)
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    # Planes that happen to be equal or empty make the equations singular.
+    ridge = RIDGE * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
+    return torch.linalg.solve(gram + torch.diag_embed(ridge.expand_as(diagonal)), right.unsqueeze(2)).squeeze(2)
+
+
+@dataclass(frozen=True)
+class Book:
+    """What the parameters of a group of `order` planes are: all methods take `w` [R, n], `h` [R, n] weighs errors."""
+
+    order: int
+    bit: bool
+    mean: bool
+    columns: int  # vectors of column scales: 0, 1 or `order`
+
+    @property
+    def _offset(self) -> float:
+        return 0.0 if self.bit else -0.5
+
+    def _params(self, scales: list[Tensor], constant: Tensor | None, columns: Params) -> Params:
+        params = dict(columns)
+        for i, scale in enumerate(scales):
+            low = scale * self._offset + constant if constant is not None and i == 0 else None
+            own = _fit.affine(scale, low, self._offset)
+            params |= {named("scale", i): own["scale"], named("min", i): own["min"]}
+        return params
+
+    def error(self, w: Tensor, h: Tensor, params: Params) -> Tensor:
+        """Weighted squared error of each row at the nearest codes, [R, 1]."""
+        rest = w - value(nearest(w, params, self.order), params, self.order)
+        return (h * rest**2).sum(1, keepdim=True)
+
+    def greedy(self, w: Tensor, h: Tensor) -> Params:
+        """Plane after plane: the weighted mean of |what is left| and its sign (BiLLM, section 3.2)."""
+        count = h.sum(1, keepdim=True)
+        count = count + (count == 0)
+        constant = (h * w).sum(1, keepdim=True) / count if self.mean else None
+        rest = w if constant is None else w - constant
+        scales = []
+        for _ in range(self.order):
+            half = (h * rest.abs()).sum(1, keepdim=True) / count
+            rest = rest - torch.where(rest < 0, -half, half)
+            scales.append(2 * half)
+        return self._params(scales, constant, {})
+
+    def split(self, w: Tensor, h: Tensor) -> Params:
+        """One break-point of |w| for all rows: means of the small and of the large entries (BiLLM, algorithm 2)."""
+        count = h.sum(1, keepdim=True)
+        count = count + (count == 0)
+        constant = (h * w).sum(1, keepdim=True) / count if self.mean else None
+        size = (w if constant is None else w - constant).abs()
+        counted = size[h > 0]
+        if counted.numel() == 0:
+            return self.greedy(w, h)
+        # Of large groups every k-th entry is enough for percentiles.
+        sample = counted[:: 1 + counted.numel() // 100_000].float()
+        points = torch.quantile(sample, torch.linspace(0.1, 0.9, SPLITS))
+        best, least = self.greedy(w, h), torch.inf
+        for point in points.tolist():
+            small = h * (size < point)
+            large = h - small
+            inner, outer = _mean(size, small), _mean(size, large)
+            error = float((small * (size - inner) ** 2 + large * (size - outer) ** 2).sum())
+            if error < least:
+                best, least = self._params([outer + inner, outer - inner], constant, {}), error
+        return best
+
+    def alternate(self, w: Tensor, h: Tensor, rounds: int) -> Params:
+        """Nearest codes and least-squares scales in turn (ARB-LLM, algorithm 1); no round makes a row worse."""
+        w, h = w.float().contiguous(), h.float().contiguous()  # equal bits whatever the caller's strides
+        columns = {named("column", i): torch.ones(1, w.shape[1]) for i in range(self.columns)}
+        best = self._start(w, h) | columns
+        least = self.error(w, h, best)
+        for _ in range(rounds):
+            codes = nearest(w, best, self.order)
+            trial = self._row_scales(w, h, codes, best)
+            if self.columns:
+                trial = self._row_scales(w, h, codes, self._column_scales(w, h, codes, trial))
+            error = self.error(w, h, trial)
+            if self.columns:  # shared by all rows: taken or left as a whole
+                better = (error.sum() < least.sum()).expand_as(error)
+            else:
+                better = error < least
+            if not bool(better.any()):
+                break
+            best = {k: torch.where(better if v.shape[0] == len(w) else better[:1], trial[k], v) for k, v in best.items()}
+            least = torch.where(better, error, least)
+        return best
+
+    def _start(self, w: Tensor, h: Tensor) -> Params:
+        if self.bit:
+            return self._bits(w, h)
+        return self._row_splits(w, h) if self.order == 2 else self.greedy(w, h)
+
+    def _row_splits(self, w: Tensor, h: Tensor) -> Params:
+        """The best break-point of each row, among all."""
+        constant = _mean(w, h) if self.mean else None
+        size = (w if constant is None else w - constant).abs()
+        order = size.argsort(1)
+        weight, sums = h.gather(1, order).cumsum(1), (h * size).gather(1, order).cumsum(1)
+        above, rest = weight[:, -1:] - weight, sums[:, -1:] - sums
+        gain = sums**2 / weight.clamp(min=1e-30) + torch.where(above > 0, rest**2 / above.clamp(min=1e-30), 0.0)
+        at = gain.argmax(1, keepdim=True)
+        inner = sums.gather(1, at) / weight.gather(1, at).clamp(min=1e-30)
+        outer = torch.where(above.gather(1, at) > 0, rest.gather(1, at) / above.gather(1, at).clamp(min=1e-30), inner)
+        return self._params([outer + inner, outer - inner], constant, {})
+
+    def _bits(self, w: Tensor, h: Tensor) -> Params:
+        """The best uniform grid {-s, 0, s, 2 s} or its mirror image (DB-LLM, section 3.2)."""
+        size = (h * w**2).sum(1, keepdim=True) / h.sum(1, keepdim=True).clamp(min=1e-30)
+        best: Params = {}
+        least = torch.full_like(size, torch.inf)
+        for step in torch.linspace(0.5, 1.5, 11).tolist():
+            for sign in (1, -1):
+                s = sign * step * size.sqrt()
+                trial = self._params([2 * s, -s], None, {})
+                error = self.error(w, h, trial)
+                better = error < least
+                best = {k: torch.where(better, v, best.get(k, v)) for k, v in trial.items()}
+                least = torch.where(better, error, least)
+        return best
+
+    def _basis(self, codes: Tensor, params: Params) -> Tensor:
+        """[p, R, n]: what each parameter of a row is multiplied by."""
+        parts = []
+        for i in range(self.order):
+            part = ((codes >> i) & 1).float() + self._offset
+            column = _column(params, i)
+            parts.append(part if column is None else part * column)
+        if self.mean:
+            column = _column(params, 0)
+            parts.append(torch.ones_like(parts[0]) if column is None else column.expand_as(parts[0]))
+        return torch.stack(parts)
+
+    def _from(self, found: Tensor, params: Params) -> Params:
+        scales = [found[:, i : i + 1] for i in range(self.order)]
+        columns = {k: v for k, v in params.items() if k.startswith("column")}
+        return self._params(scales, found[:, self.order :] if self.mean else None, columns)
+
+    def _row_scales(self, w: Tensor, h: Tensor, codes: Tensor, params: Params) -> Params:
+        root = h.sqrt()
+        return self._from(solve(self._basis(codes, params) * root, w * root), params)
+
+    def refit(self, w: Tensor, codes: Tensor, root: Tensor, params: Params) -> Params:
+        """Scales of least |(w - value) root|^2, `root` [n, n], for fixed codes."""
+        return self._from(solve(self._basis(codes, params) @ root.float(), w.float() @ root.float()), params)
+
+    def _column_scales(self, w: Tensor, h: Tensor, codes: Tensor, params: Params) -> Params:
+        """Least-squares column scales (ARB-LLM, equation 12), of mean 1: their size belongs to the rows."""
+        params = dict(params)
+        for i in range(self.columns):
+            name = named("column", i)
+            whole = value(codes, params, self.order)
+            if self.columns == 1:
+                own = whole / params[name]
+            else:
+                own = _fit.value((codes >> i) & 1, of_plane(params, i))
+            rest = w - whole + own * params[name]
+            found = (h * own * rest).sum(0, keepdim=True) / (h * own**2).sum(0, keepdim=True)
+            found = torch.where(found.isfinite() & (found > 0), found, 1.0)
+            params[name] = _fit.half(found / found.mean())
+        return params
+
+
+def _mean(x: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of each row, 0 where nothing counts, [R, 1]."""
+    total = weight.sum(1, keepdim=True)
+    return (weight * x).sum(1, keepdim=True) / torch.where(total == 0, 1.0, total)
