@@ -139,6 +139,16 @@ class Format(Protocol):
         """
         ...
 
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """Parameters that training may move; `decode` is differentiable in them."""
+        ...
+
+    def stored(self, params: Params) -> Params:
+        """Parameters as they come back from storage: continuous ones rounded (gradients pass straight through), those
+        that follow from them computed anew, the others as they are."""
+        ...
+
     def encode(self, w: Tensor, params: Params) -> Tensor:
         """Nearest codes, int32, of the shape of `w`."""
         ...

@@ -127,3 +127,21 @@ def test_integer_arithmetic_is_the_product_of_decoded_weights(fmt: Format) -> No
     assert (decoded - q.dequantize()).abs().max() < 1e-6 * decoded.abs().max()
     found = integer_matmul(x, operands, group).double()
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@each
+def test_continuous_parameters_are_those_that_storage_keeps(fmt: Format) -> None:
+    """Moved a little, they come back from storage as `stored` says, and gradients reach each of them."""
+    from bitwright.groups import per_column
+
+    shape = (24, 200)
+    codes, params = fmt.unpack(Rtn().solve(matrix(*shape), fmt, None).planes, shape)
+    moved = {k: (params[k] * 1.0003).requires_grad_() for k in fmt.continuous}
+    kept = fmt.stored(params | moved)
+    assert kept.keys() == params.keys()
+    again, back = fmt.unpack(fmt.pack(codes, {k: v.detach() for k, v in kept.items()}), shape)
+    assert torch.equal(again, codes)
+    assert all(torch.equal(back[k], v) for k, v in kept.items())
+    value = fmt.decode(codes, per_column(kept, fmt.group, shape[1]))
+    for gradient in torch.autograd.grad(value, list(moved.values()), matrix(*shape, seed=1)):
+        assert bool(gradient.abs().sum() > 0)

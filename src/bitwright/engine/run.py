@@ -16,14 +16,13 @@ from torch import Tensor
 
 from bitwright.artifact.folder import draft, lock, require_free, writing
 from bitwright.artifact.layout import Calibration, Manifest, Origin
-from bitwright.artifact.plan import formats
 from bitwright.artifact.write import write_artifact, write_manifest
 from bitwright.engine.estimate import BATCH, sequence_length, threads_for
 from bitwright.engine.job import Job
 from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan, make_plan
 from bitwright.engine.quantize import Progress, Run, block_part, table_part
-from bitwright.engine.verify import PROMPT, fixed_logits, same_when_reopened
+from bitwright.engine.verify import verified
 from bitwright.engine.workers import Workers, return_memory_at_once
 from bitwright.errors import Refused, WorkFailed
 from bitwright.models.cache import cache_folder
@@ -31,7 +30,6 @@ from bitwright.models.calls import BlockCall, record_calls, same_arguments
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
-from bitwright.runtime.load import assemble
 from bitwright.spec import to_spec
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
         with draft(job.out) as folder:
             manifest = write_artifact(folder, plan.contents, tensor, source.save_companions)
             progress("verifying", 0, 1)
-            manifest = _verify(folder, plan, tensor, manifest)
+            manifest = verified(folder, plan.contents, tensor, manifest)
             write_manifest(folder, manifest)
         errors = _errors(structure, journal)
         journal.remove()
@@ -213,25 +211,6 @@ def _stored(plan: Plan, source: Source, structure: Structure, journal: Journal) 
         return found[name]
 
     return read
-
-
-def _verify(folder: Path, plan: Plan, tensor: Callable[[str], Tensor], manifest: Manifest) -> Manifest:
-    """Reopen in a fresh process; record what was compared."""
-    contents = plan.contents
-    model = assemble(
-        contents.config, contents.quantization, formats(contents.quantization), tensor, tuple(contents.kept)
-    )
-    logits = fixed_logits(model, int(model.config.get_text_config().vocab_size))
-    if not bool(logits.isfinite().all()):
-        raise WorkFailed("the quantized model gives non-finite logits: its weights are damaged.")
-    same_when_reopened(folder, logits)
-    checked = {
-        "logits": "equal in a fresh process",
-        "prompt_tokens": PROMPT,
-        "predicted_bytes": plan.file_bytes,
-        "file_bytes": manifest.totals.file_bytes,
-    }
-    return manifest.model_copy(update={"verification": checked})
 
 
 def _errors(structure: Structure, journal: Journal) -> dict[str, float]:

@@ -5,16 +5,38 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from bitwright.artifact.layout import Manifest
+from bitwright.artifact.plan import formats
 from bitwright.artifact.read import load_block
-from bitwright.artifact.write import save_block
+from bitwright.artifact.write import Contents, predicted_bytes, save_block
 from bitwright.errors import WorkFailed
+from bitwright.runtime.load import assemble
 
 PROMPT = 32  # tokens
+
+
+def verified(folder: Path, contents: Contents, tensor: Callable[[str], Tensor], manifest: Manifest) -> Manifest:
+    """Reopen a written folder in a fresh process; the manifest says what was compared with the tensors in memory."""
+    model = assemble(
+        contents.config, contents.quantization, formats(contents.quantization), tensor, tuple(contents.kept)
+    )
+    logits = fixed_logits(model, int(model.config.get_text_config().vocab_size))
+    if not bool(logits.isfinite().all()):
+        raise WorkFailed("the quantized model gives non-finite logits: its weights are damaged.")
+    same_when_reopened(folder, logits)
+    checked = {
+        "logits": "equal in a fresh process",
+        "prompt_tokens": PROMPT,
+        "predicted_bytes": predicted_bytes(contents.shards()),
+        "file_bytes": manifest.totals.file_bytes,
+    }
+    return manifest.model_copy(update={"verification": checked})
 
 
 def fixed_logits(model: nn.Module, vocabulary: int) -> Tensor:

@@ -40,6 +40,17 @@ class AffineCodes(ABC):
         """Nothing is decided for the whole matrix."""
         return {}
 
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """Scales, and mins where they are stored."""
+        return ("scale", "min") if self.offset is None else ("scale",)
+
+    def stored(self, params: Params) -> Params:
+        """Scales and mins in f16; a min that the format fixes follows its scale."""
+        scale = _fit.straight_half(params["scale"])
+        low = _fit.straight_half(params["min"]) if self.offset is None else scale * self.offset
+        return params | {"scale": scale, "min": low}
+
     def encode(self, w: Tensor, params: Params) -> Tensor:
         """Nearest codes, int32."""
         return _fit.nearest(w, params, self.levels)

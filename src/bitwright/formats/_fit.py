@@ -15,6 +15,11 @@ def half(x: Tensor) -> Tensor:
     return x.float().nan_to_num(0.0, LARGEST, -LARGEST).clamp(-LARGEST, LARGEST).half().float()
 
 
+def straight_half(x: Tensor) -> Tensor:
+    """`half`, with the gradient of the identity (a real cast would round gradients to f16 as well)."""
+    return half(x.detach()) + (x - x.detach())
+
+
 def affine(scale: Tensor, low: Tensor | None, offset: float) -> Params:
     """Parameters as stored: rounded to f16, or with the min that the format's constant offset implies."""
     scale = half(scale)

@@ -73,6 +73,16 @@ class Mixed:
         """The low parameters from the entries that are not salient."""
         return prior | self.low.fit(w, importance * (1 - prior["mask"]), {})
 
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """Those of the low format, and the salient range."""
+        return (*self.low.continuous, "salient_scale", "salient_min")
+
+    def stored(self, params: Params) -> Params:
+        """The low format's, and the salient range in f16."""
+        high = {name: _fit.straight_half(params[name]) for name in ("salient_scale", "salient_min")}
+        return self.low.stored(params) | high
+
     def encode(self, w: Tensor, params: Params) -> Tensor:
         """low code + 256 * (high code + 1) where salient."""
         near = self.low.encode(w, params)
