@@ -191,15 +191,6 @@ class Format(Protocol):
 
 
 @runtime_checkable
-class Refits(Protocol):
-    """A format whose parameters can be improved for fixed codes."""
-
-    def refit(self, w: Tensor, codes: Tensor, root: Tensor, params: Params) -> Params:
-        """Parameters of one group of least |(w - decode(codes)) root|^2: `w` [R, n], `root` [n, n], H ~ root root^T."""
-        ...
-
-
-@runtime_checkable
 class Partition(Protocol):
     """Which entries of a matrix are salient."""
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from bitwright.groups import Params
 
 LARGEST = 65504.0  # of f16
+RIDGE = 1e-6  # of normal equations, relative to their diagonal
 
 
 def half(x: Tensor) -> Tensor:
@@ -104,3 +105,13 @@ def search(w: Tensor, importance: Tensor, levels: int, offset: float | None, ste
         new_scale, new_low = refit(w, importance, nearest(w, best, levels), offset)
         keep(affine(new_scale, new_low, constant))
     return best
+
+
+def least_squares(basis: Tensor, w: Tensor) -> Tensor:
+    """Coefficients [R, p] of least |w - sum_i c_i basis_i|^2 for every row: `basis` [p, R, n], `w` [R, n]."""
+    gram = torch.einsum("prn,qrn->rpq", basis, basis)
+    right = torch.einsum("prn,rn->rp", basis, w)
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    # Planes that happen to be equal or empty make the equations singular.
+    ridge = RIDGE * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
+    return torch.linalg.solve(gram + torch.diag_embed(ridge.expand_as(diagonal)), right.unsqueeze(2)).squeeze(2)

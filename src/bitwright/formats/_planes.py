@@ -19,7 +19,6 @@ from bitwright.protocols import Operand, Term
 
 T = TypeVar("T", bound=Term | Operand)
 SPLITS = 81  # break-points that are tried: 10 % to 90 % of the entries
-RIDGE = 1e-6  # of the normal equations, relative to their diagonal
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,6 @@ def nearest(w: Tensor, params: Params, order: int) -> Tensor:
         codes = torch.where(better, code, codes)
         least = torch.minimum(distance, least)
     return codes
-
-
-def solve(basis: Tensor, w: Tensor) -> Tensor:
-    """Coefficients [R, p] of least |w - sum_i c_i basis_i|^2 for every row: `basis` [p, R, n], `w` [R, n]."""
-    gram = torch.einsum("prn,qrn->rpq", basis, basis)
-    right = torch.einsum("prn,rn->rp", basis, w)
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    # Planes that happen to be equal or empty make the equations singular.
-    ridge = RIDGE * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
-    return torch.linalg.solve(gram + torch.diag_embed(ridge.expand_as(diagonal)), right.unsqueeze(2)).squeeze(2)
 
 
 @dataclass(frozen=True)
@@ -226,11 +215,7 @@ class Book:
 
     def _row_scales(self, w: Tensor, h: Tensor, codes: Tensor, params: Params) -> Params:
         root = h.sqrt()
-        return self._from(solve(self._basis(codes, params) * root, w * root), params)
-
-    def refit(self, w: Tensor, codes: Tensor, root: Tensor, params: Params) -> Params:
-        """Scales of least |(w - value) root|^2, `root` [n, n], for fixed codes."""
-        return self._from(solve(self._basis(codes, params) @ root.float(), w.float() @ root.float()), params)
+        return self._from(_fit.least_squares(self._basis(codes, params) * root, w * root), params)
 
     def _column_scales(self, w: Tensor, h: Tensor, codes: Tensor, params: Params) -> Params:
         """Least-squares column scales (ARB-LLM, equation 12), of mean 1: their size belongs to the rows."""

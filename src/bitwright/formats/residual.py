@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitwright.bits import Bits
 from bitwright.errors import BadField
-from bitwright.formats import _layout, _planes
+from bitwright.formats import _fit, _layout, _planes
 from bitwright.formats._affine import check_group
 from bitwright.groups import Params, per_column
 from bitwright.protocols import ColumnStats, Operand, Planes, PlaneSpec, Term
@@ -78,10 +78,20 @@ class Residual:
             return book.split(w, importance)
         return book.alternate(w, importance, self.rounds)
 
-    def refit(self, w: Tensor, codes: Tensor, root: Tensor, params: Params) -> Params:
-        """Row scales of least |(w - decode(codes)) root|^2 for fixed codes."""
-        book = _planes.Book(self.order, self.values == "bit", self.mean, self._columns)
-        return book.refit(w, codes, root, params)
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """Scales of every plane (and the first one's mins), and those of columns."""
+        rows = (_planes.named(name, i) for i, part in enumerate(self.parts) for name in part.continuous)
+        return (*rows, *(_planes.named("column", i) for i in range(self._columns)))
+
+    def stored(self, params: Params) -> Params:
+        """All of them in f16."""
+        found = dict(params)
+        for i, part in enumerate(self.parts):
+            own = part.stored(_planes.of_plane(params, i))
+            found |= {_planes.named(name, i): value for name, value in own.items()}
+        columns = (_planes.named("column", i) for i in range(self._columns))
+        return found | {name: _fit.straight_half(params[name]) for name in columns}
 
     def encode(self, w: Tensor, params: Params) -> Tensor:
         """Nearest codes, int32: bit i belongs to plane i."""

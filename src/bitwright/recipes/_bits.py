@@ -8,6 +8,7 @@ from dataclasses import replace
 from bitwright.bits import total
 from bitwright.errors import Refused, TooFewBits
 from bitwright.formats.integer import Integer
+from bitwright.formats.residual import MOST, Residual
 from bitwright.protocols import Format, Recipe
 
 Shapes = Sequence[tuple[int, int]]
@@ -30,6 +31,25 @@ def largest_share(make: Callable[[float], Format], bits: float, shapes: Shapes, 
         middle = (low + high) // 2
         low, high = (middle, high) if stored_bits(make(middle / 4096), shapes) <= bits else (low, middle)
     return make(low / 4096)
+
+
+def residual_at(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
+    """The most planes, and the smallest group beside them, that store at most `bits`."""
+    base = recipe.format
+    if not isinstance(base, Residual):
+        raise Refused("--bits chooses among residual planes: leave it out, or leave format as it is.")
+    orders = range(1, MOST + 1) if base.fitting != "split" and base.values == "sign" else (2,)
+    choices = [replace(base, order=order, group=group) for order in orders for group in (32, 64, 128, 256, None)]
+    stored = [(c.order, stored_bits(c, shapes), c) for c in choices]
+    least, most = min(s[1] for s in stored), max(s[1] for s in stored)
+    if bits > most + 1e-9:
+        raise Refused(f"{bits} bits are more than {recipe.name} can use: it stores at most {most:.3f} here.")
+    fits = [s for s in stored if s[1] <= bits + 1e-9]
+    if not fits:
+        raise TooFewBits(
+            f"{bits} bits are too few for {recipe.name}: it stores at least {least:.3f} here, give that or more."
+        )
+    return replace(recipe, format=max(fits, key=lambda fit: fit[:2])[2])
 
 
 def integer_at(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
