@@ -118,7 +118,9 @@ def test_integer_arithmetic_is_the_product_of_decoded_weights(fmt: Format) -> No
     for operand in operands:
         span = shape[1] if operand.group is None else operand.group
         at = torch.arange(shape[1]) // span
-        part = (operand.codes * operand.scale[:, at] + operand.min[:, at]) * (1 if operand.mask is None else operand.mask)
+        part = (operand.codes * operand.scale[:, at] + operand.min[:, at]) * (
+            1 if operand.mask is None else operand.mask
+        )
         inputs = torch.ones(shape[1]) if operand.inputs is None else operand.inputs.float()
         codes, scales = quantize_activations(x * inputs, group)
         seen = codes * scales.repeat_interleave(group, dim=1)[:, : shape[1]]

@@ -7,6 +7,7 @@ from bitwright.groups import per_column
 from bitwright.linalg import Hessian, inverse_cholesky
 from bitwright.protocols import ColumnStats, Format
 from bitwright.registry import load, names
+from bitwright.solvers.descent import Descent
 from bitwright.solvers.gptq import Gptq, gptq
 from bitwright.solvers.rtn import Rtn
 
@@ -63,6 +64,20 @@ def test_gptq_beats_rounding_on_correlated_inputs(fmt: Format) -> None:
     solved = Gptq().solve(w.float(), fmt, hessian).dequantize()
     rounded = Rtn().solve(w.float(), fmt, hessian).dequantize()
     assert hessian.error(solved - w.float()) < hessian.error(rounded - w.float())
+
+
+@each
+def test_descent_never_ends_higher_than_it_began(fmt: Format) -> None:
+    w, h = problem()
+    hessian = Hessian(h.float(), 400)
+    damped = Hessian(hessian.matrix + 0.01 * hessian.diagonal.mean() * torch.eye(150), 400)
+    errors = []
+    for sweeps in (0, 1, 3):
+        q = Descent(sweeps=sweeps).solve(w.float(), fmt, hessian)
+        assert fmt.flaw(q.planes, q.shape) is None
+        errors.append(damped.error(q.dequantize() - w.float()))
+    assert errors[2] <= errors[1] * 1.0001
+    assert errors[1] < errors[0]
 
 
 def test_factor_diagonal_is_the_conditional_curvature() -> None:

@@ -11,7 +11,7 @@ from bitwright.bits import Bits
 from bitwright.errors import BadField
 from bitwright.formats import _fit, _layout
 from bitwright.groups import Params, groups, per_column
-from bitwright.protocols import ColumnStats, Dense, Operand, Planes, PlaneSpec, Term
+from bitwright.protocols import ColumnStats, Dense, Operand, Planes, PlaneSpec
 
 ACTIVATION_GROUP = 128  # columns that share an activation scale where weights have none to follow
 
@@ -107,7 +107,7 @@ class AffineCodes(ABC):
             return "holds a byte that is no five ternary digits"
         return None
 
-    def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
+    def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Dense, ...]:
         """One dense term."""
         return (
             Dense(

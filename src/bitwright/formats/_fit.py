@@ -114,4 +114,5 @@ def least_squares(basis: Tensor, w: Tensor) -> Tensor:
     diagonal = gram.diagonal(dim1=1, dim2=2)
     # Planes that happen to be equal or empty make the equations singular.
     ridge = RIDGE * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
-    return torch.linalg.solve(gram + torch.diag_embed(ridge.expand_as(diagonal)), right.unsqueeze(2)).squeeze(2)
+    found: Tensor = torch.linalg.solve(gram + torch.diag_embed(ridge.expand_as(diagonal)), right.unsqueeze(2))
+    return found.squeeze(2)

@@ -6,8 +6,7 @@ A plane's value is (scale * code + min) * column; column scales that are missing
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,9 +14,7 @@ from torch import Tensor
 from bitwright.formats import _fit
 from bitwright.formats._affine import AffineCodes
 from bitwright.groups import Params
-from bitwright.protocols import Operand, Term
 
-T = TypeVar("T", bound=Term | Operand)
 SPLITS = 81  # break-points that are tried: 10 % to 90 % of the entries
 
 
@@ -49,34 +46,30 @@ def of_plane(params: Params, plane: int) -> Params:
     return {"scale": params[named("scale", plane)], "min": params[named("min", plane)]}
 
 
-def scaled(term: T, vector: Tensor | None) -> T:
-    """A term whose inputs are multiplied by a vector [C] first."""
-    return term if vector is None else replace(term, inputs=vector)
-
-
 def _column(params: Params, plane: int) -> Tensor | None:
     return params.get(named("column", plane), params.get("column"))
 
 
 def value(codes: Tensor, params: Params, order: int) -> Tensor:
     """What codes stand for, in float32: bit i of a code belongs to plane i."""
-    total = torch.zeros_like(codes, dtype=torch.float32)
+    total: Tensor | None = None
     for i in range(order):
         part = _fit.value((codes >> i) & 1, of_plane(params, i))
         column = _column(params, i)
-        total = total + (part if column is None else part * column)
+        part = part if column is None else part * column
+        total = part if total is None else total + part
+    assert total is not None
     return total
 
 
 def nearest(w: Tensor, params: Params, order: int) -> Tensor:
     """Codes int32 nearest to `w`; the smallest of equals."""
-    least = torch.full_like(w, torch.inf)
-    codes = torch.zeros_like(w, dtype=torch.int32)
-    for code in range(1 << order):
-        distance = (w - value(torch.tensor(code, dtype=torch.int32), params, order)).abs()
-        better = distance < least
-        codes = torch.where(better, code, codes)
-        least = torch.minimum(distance, least)
+    every = torch.arange(1 << order, dtype=torch.int32).view(-1, 1, 1)
+    distance = (value(every, params, order) - w).abs_()
+    codes, least = torch.zeros(distance.shape[1:], dtype=torch.int32), distance[0]
+    for code in range(1, 1 << order):
+        codes.masked_fill_(distance[code] < least, code)
+        least = torch.minimum(least, distance[code])
     return codes
 
 
@@ -159,7 +152,9 @@ class Book:
                 better = error < least
             if not bool(better.any()):
                 break
-            best = {k: torch.where(better if v.shape[0] == len(w) else better[:1], trial[k], v) for k, v in best.items()}
+            best = {
+                k: torch.where(better if v.shape[0] == len(w) else better[:1], trial[k], v) for k, v in best.items()
+            }
             least = torch.where(better, error, least)
         return best
 

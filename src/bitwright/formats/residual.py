@@ -1,8 +1,8 @@
-"""A sum of one-bit planes with own scales, optionally scaled by column: the family of BiLLM, ARB-LLM, DB-LLM, OneBit."""
+"""A sum of one-bit planes with own scales, also by column: the family of BiLLM, ARB-LLM, DB-LLM and OneBit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -152,17 +152,15 @@ class Residual:
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
         """A dense term a plane."""
         return tuple(
-            _planes.scaled(term, self._vector(planes, i))
+            replace(part.terms(self._own(planes, i, shape), shape)[0], inputs=self._vector(planes, i))
             for i, part in enumerate(self.parts)
-            for term in part.terms(self._own(planes, i, shape), shape)
         )
 
     def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
         """The same terms unpacked."""
         return tuple(
-            _planes.scaled(operand, self._vector(planes, i))
+            replace(part.operands(self._own(planes, i, shape), shape)[0], inputs=self._vector(planes, i))
             for i, part in enumerate(self.parts)
-            for operand in part.operands(self._own(planes, i, shape), shape)
         )
 
     def _vector(self, planes: Planes, i: int) -> Tensor | None:

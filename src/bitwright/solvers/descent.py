@@ -87,7 +87,9 @@ class _Sweep:
         change = self.w[:, columns] - self.fmt.decode(codes, trial) - self.rest[:, columns]
         gain = -(change * (2 * slope + change @ h)).sum(1, keepdim=True)
         better = gain > 0  # False where it is not finite
-        self.params[g] = {k: torch.where(better, trial[k], v) if len(v) == len(better) else v for k, v in params.items()}
+        self.params[g] = {
+            k: torch.where(better, trial[k], v) if len(v) == len(better) else v for k, v in params.items()
+        }
         self.rest[:, columns] += torch.where(better, change, 0.0)
 
     def _codes(self, g: int, columns: slice) -> None:
