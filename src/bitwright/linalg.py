@@ -17,12 +17,14 @@ log = logging.getLogger(__name__)
 class Hessian:
     """H = (2 / tokens) * sum of x x^T over calibration, float32 [C, C], with its factor computed once.
 
-    `tokens` counts the inputs seen; weights that share their input share the object.
+    `tokens` counts the inputs seen; weights that share their input share the object. `level` is the mean diagonal that
+    damping is relative to, without the few tokens of massive activation (None: that of the matrix).
     """
 
-    def __init__(self, matrix: Tensor, tokens: int) -> None:
+    def __init__(self, matrix: Tensor, tokens: int, level: float | None = None) -> None:
         self.matrix = matrix
         self.tokens = tokens
+        self.level = level
         self._factors: dict[float, Tensor] = {}
         self._lock = Lock()
 
@@ -35,7 +37,9 @@ class Hessian:
         """U of `inverse_cholesky`, float64."""
         with self._lock:
             if damping not in self._factors:
-                self._factors[damping] = inverse_cholesky(self.matrix, damping)[0]
+                mean = float(self.diagonal.double().mean())
+                share = 1.0 if self.level is None or mean == 0 else self.level / mean
+                self._factors[damping] = inverse_cholesky(self.matrix, damping * share)[0]
             return self._factors[damping]
 
     def error(self, rest: Tensor) -> float:

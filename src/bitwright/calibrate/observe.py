@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,31 @@ from bitwright.errors import WorkFailed
 from bitwright.linalg import Hessian
 
 Run = Callable[[Tensor], Tensor]
+MASSIVE = 10  # times the median energy: above this, a token's energy says nothing about the others
+
+
+class Gram(NamedTuple):
+    """Sum of x x^T, float32 [C, C], over a number of tokens; `energy` is its trace with massive tokens cut down.
+
+    The first token of a text can have a hundred thousand times the energy of others (down projections of LLaMA-like
+    models). It belongs into the sum, but damping relative to it would drown all other directions.
+    """
+
+    sum: Tensor
+    tokens: int
+    energy: float
+
+    @classmethod
+    def of(cls, x: Tensor) -> Gram:
+        """Of inputs [..., C]."""
+        x = x.reshape(-1, x.shape[-1]).float()
+        each = x.square().sum(1)
+        cut = each.clamp(max=MASSIVE * float(each.median())) if len(each) else each
+        return cls(x.t() @ x, len(x), float(cut.sum(dtype=torch.float64)))
+
+    def plus(self, other: Gram) -> Gram:
+        """Both together."""
+        return Gram(self.sum + other.sum, self.tokens + other.tokens, self.energy + other.energy)
 
 
 class _Reached(Exception):
@@ -35,67 +60,66 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def gram(run: Run, layer: nn.Linear, batch: Tensor) -> tuple[Tensor, int]:
-    """Sum of x x^T, float32 [C, C], over the inputs that one batch brings to a layer, and their number."""
+def gram(run: Run, layer: nn.Linear, batch: Tensor) -> Gram:
+    """Of the inputs that one batch brings to a layer."""
     try:
         with _Watch(layer.weight):
             run(batch)
     except _Reached as reached:
-        x = reached.x.reshape(-1, reached.x.shape[-1]).float()
-        return x.t() @ x, x.shape[0]
+        return Gram.of(reached.x)
     raise WorkFailed("the block ran without calling one of its own layers: its structure was misread.")
 
 
 class _WatchExperts(TorchFunctionMode):
-    """Collects x x^T for each expert of one stacked parameter [E, R, C]; the run goes on to its end."""
+    """Collects the inputs of each expert of one stacked parameter [E, R, C]; the run goes on to its end."""
 
     def __init__(self, stack: Tensor) -> None:
         self.first = stack.data_ptr()
         self.step = stack.stride(0) * stack.element_size()
         self.shape = stack.shape
-        self.grams: dict[int, Tensor] = {}
-        self.counts: dict[int, int] = {}
+        self.grams: dict[int, Gram] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and args[1].shape == self.shape[1:]:
             expert, rest = divmod(args[1].data_ptr() - self.first, self.step)
             if rest == 0 and 0 <= expert < self.shape[0]:
-                x = args[0].reshape(-1, args[0].shape[-1]).float()
-                self.grams[expert] = self.grams.get(expert, 0) + x.t() @ x
-                self.counts[expert] = self.counts.get(expert, 0) + x.shape[0]
+                own = Gram.of(args[0])
+                self.grams[expert] = self.grams[expert].plus(own) if expert in self.grams else own
         return func(*args, **(kwargs or {}))
 
 
-def expert_grams(run: Run, stack: Tensor, batch: Tensor) -> dict[int, tuple[Tensor, int]]:
+def expert_grams(run: Run, stack: Tensor, batch: Tensor) -> dict[int, Gram]:
     """As `gram`, for each expert that the batch reaches."""
     watch = _WatchExperts(stack)
     with watch:
         run(batch)
-    return {e: (g, watch.counts[e]) for e, g in watch.grams.items()}
+    return watch.grams
 
 
-def expert_hessians(
-    seen: Iterable[dict[int, tuple[Tensor, int]]], experts: int, name: str
-) -> dict[int, Hessian | None]:
+def expert_hessians(seen: Iterable[dict[int, Gram]], experts: int, name: str) -> dict[int, Hessian | None]:
     """One for each expert, None for those that no batch reached; one sum an expert is held, not every batch's."""
-    sums: dict[int, tuple[Tensor, int]] = {}
+    sums: dict[int, Gram] = {}
     for batch in seen:
-        for e, (part, count) in batch.items():
-            total, before = sums.get(e, (torch.zeros_like(part, dtype=torch.float64), 0))
-            sums[e] = (total.add_(part), before + count)
+        for e, part in batch.items():
+            sums[e] = _added(sums.get(e), part)
     return {e: hessian([sums[e]] if e in sums else [], f"{name}[{e}]") for e in range(experts)}
 
 
-def hessian(grams: Iterable[tuple[Tensor, int]], name: str) -> Hessian | None:
+def hessian(grams: Iterable[Gram], name: str) -> Hessian | None:
     """Their sum in order, scaled to (2 / tokens) sum x x^T; None without tokens. Non-finite values are named."""
-    total: Tensor | None = None
-    tokens = 0
-    for part, count in grams:
-        total = part.double() if total is None else total.add_(part)
-        tokens += count
-    if total is None or tokens == 0:
+    total: Gram | None = None
+    for part in grams:
+        total = _added(total, part)
+    if total is None or total.tokens == 0:
         return None
-    matrix = total.mul_(2 / tokens).float()
+    matrix = total.sum.mul_(2 / total.tokens).float()
     if not bool(matrix.isfinite().all()):
         raise WorkFailed(f"the inputs of {name} are not finite: the model overflows on the calibration text.")
-    return Hessian(matrix, tokens)
+    return Hessian(matrix, total.tokens, 2 / total.tokens * total.energy / len(matrix))
+
+
+def _added(total: Gram | None, part: Gram) -> Gram:
+    """A running sum in float64, in place."""
+    if total is None:
+        return part._replace(sum=part.sum.double())
+    return Gram(total.sum.add_(part.sum), total.tokens + part.tokens, total.energy + part.energy)
