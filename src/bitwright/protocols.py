@@ -251,8 +251,18 @@ class Recipe:
         return next((fmt for pattern, fmt in self.rules if fnmatchcase(name, pattern)), self.format)
 
 
+@dataclass(frozen=True)
+class Menu:
+    """What a recipe lets the allocator choose from, and by which losses."""
+
+    formats: tuple[Format, ...]  # of block linears
+    tables: tuple[Format, ...] = ()  # of embedding and untied head; none: as the recipe has it
+    score: str = "fisher"  # see `sensitivity/scores.py`
+    rank: bool = False  # whole blocks, by rank, between neighbouring formats; else every linear on its own, exactly
+
+
 class RecipeModule(Protocol):
-    """What a file in `recipes/` defines."""
+    """What a file in `recipes/` defines; one with a `MENU` spreads `--target-size` and `--target-bpw` over tensors."""
 
     RECIPE: Recipe
     """The paper at its natural setting."""

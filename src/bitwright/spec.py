@@ -61,6 +61,18 @@ def build(cls: type[T], spec: Spec) -> T:
         raise BadField(cls.__name__, ", ".join(missing), None, "this field is required") from None
 
 
+def label(value: Any) -> str:
+    """A part for people, and for tables keyed by part: its kind, and the fields that are not as they are by default."""
+    spec: dict[str, Any] = {}
+    for f in fields(value):
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        own = getattr(value, f.name)
+        if own != default:
+            spec[f.name] = label(own) if is_dataclass(own) else own
+    told = ", ".join(f"{name} {own}" for name, own in spec.items())
+    return str(vars(type(value))["kind"]) + (f"({told})" if told else "")
+
+
 def fingerprint(value: Any) -> str:
     """SHA-256 of data in canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -16,7 +16,11 @@ class Job(BaseModel):
     out: Path
     recipe: str = "gptq"
     bits: float | None = Field(default=None, gt=0)
-    target_bytes: int | None = Field(default=None, gt=0)
+    target_bytes: int | None = Field(default=None, gt=0)  # of the weight files
+    target_bpw: float | None = Field(default=None, gt=0)  # stored bits a weight of the blocks, spread over tensors
+    max_kl: float | None = Field(default=None, gt=0)  # predicted, nats a token: the smallest file below it
+    score: str | None = None  # losses of the allocator; None: as the recipe says
+    plan: Path | None = None  # a file that names the format of every tensor
     settings: dict[str, str] = {}
     data: Path | None = None  # None: the model's own samples
     tokens: int = Field(default=20_480, gt=0)

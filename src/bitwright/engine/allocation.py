@@ -1,0 +1,167 @@
+"""A format for every tensor from a table of sensitivities, under a budget of bytes or of loss."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from bitwright.allocate.choose import Allocation, Infeasible, allocate, option_of, smallest
+from bitwright.allocate.problem import Budget, Option, Side, Unit
+from bitwright.engine.job import Job
+from bitwright.errors import Refused
+from bitwright.protocols import Format, Menu, Recipe
+from bitwright.sensitivity.scores import DIVERGENCES, losses
+from bitwright.sensitivity.table import Table
+from bitwright.spec import label
+
+if TYPE_CHECKING:
+    from bitwright.engine.plan import Plan
+
+TABLES = "embedding and head"  # their unit
+TRIES = 6  # until the header, which depends on the choice, fits too
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the allocator chose, and what one format for all blocks would have cost at the same size.
+
+    Losses are predicted KL divergences in nats a token, whatever score chose. `price`: KL that one more MB would save.
+    """
+
+    score: str
+    loss: float
+    gap: float
+    price: float
+    uniform: str | None  # its format; None where no single format fits
+    uniform_loss: float | None
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Units with the losses that choose, and the same units with predicted divergences."""
+
+    chosen_by: list[Unit]
+    told_by: list[Unit]
+    blocks: tuple[str, ...]
+
+    def divergence(self, allocation: Allocation) -> float:
+        return sum(option_of(unit, allocation.choice[unit.name]).loss for unit in self.told_by)
+
+
+def wanted(job: Job) -> bool:
+    """Whether the job leaves the formats to the allocator, given that the recipe has a menu."""
+    return any(limit is not None for limit in (job.target_bytes, job.target_bpw, job.max_kl))
+
+
+def decide(
+    job: Job, recipe: Recipe, menu: Menu, table: Table, shapes: Shapes, tables: Shapes, planned: Callable[[Recipe], Plan]
+) -> tuple[Plan, Decision]:
+    """The plan with the chosen formats. `shapes` of block weights and of embedding and head, in order of use."""
+    score = job.score or menu.score
+    free = bool(tables) and bool(menu.tables) and job.target_bpw is None and recipe.embedding is not None
+    problem = _problem(score, menu, table, shapes, tables if free else {})
+    formats = {label(fmt): fmt for fmt in (*menu.formats, *menu.tables)}
+    limit = _first_limit(job, shapes)
+    overhead = None
+    for _ in range(TRIES):
+        allocation, uniform = _solve(problem, job, menu, score, limit, free)
+        plan = planned(_recipe(recipe, allocation, formats, shapes))
+        if job.target_bytes is None or plan.file_bytes <= job.target_bytes:
+            if overhead is not None or job.target_bytes is None:
+                return plan, _decision(score, problem, allocation, uniform)
+        # Headers and tensors that stay as they are depend on the choice only a little: count them, choose again.
+        overhead = plan.file_bytes - allocation.totals["bytes"]
+        limit = job.target_bytes - overhead if job.target_bytes is not None else limit
+    raise Refused(f"no choice of formats came out below {job.target_bytes:,} bytes: give a little more.")
+
+
+def _first_limit(job: Job, shapes: Shapes) -> int | None:
+    if job.target_bpw is not None:
+        return int(job.target_bpw * sum(prod(shape) for shape in shapes.values()) / 8)
+    return job.target_bytes
+
+
+def _problem(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shapes) -> _Problem:
+    def units(by: str) -> list[Unit]:
+        bits = {n: {label(f): _bytes(f, s) * 8 / prod(s) for f in menu.formats} for n, s in shapes.items()}
+        lost = losses(table, by, bits)
+        return [
+            Unit(
+                name,
+                tuple(Option(label(f), lost[name][label(f)], {"bytes": _bytes(f, shape)}) for f in menu.formats),
+                frozenset({f"block {table.tensors[name].block}"}),
+            )
+            for name, shape in shapes.items()
+        ]
+
+    whole = []
+    if tables:
+        options = (
+            Option(label(f), table.tables[label(f)], {"bytes": sum(_bytes(f, shape) for shape in tables.values())})
+            for f in menu.tables
+        )
+        whole = [Unit(TABLES, tuple(options))]
+    told_by = units(score if score in DIVERGENCES else "fisher") + whole
+    chosen_by = told_by if score in DIVERGENCES else units(score) + whole
+    return _Problem(chosen_by, told_by, tuple(shapes))
+
+
+def _bytes(fmt: Format, shape: tuple[int, ...]) -> int:
+    return fmt.bits((shape[-2], shape[-1])).bytes * (shape[0] if len(shape) == 3 else 1)
+
+
+def _solve(
+    problem: _Problem, job: Job, menu: Menu, score: str, limit: int | None, free: bool
+) -> tuple[Allocation, Allocation | None]:
+    """The choice, and the best one with a single format for all blocks (None if none fits)."""
+    together = Side(ties=(problem.blocks,))
+    if job.max_kl is not None:
+        return smallest(problem.told_by, "bytes", job.max_kl), _unless_impossible(
+            lambda: smallest(problem.told_by, "bytes", job.max_kl or 0.0, together)
+        )
+    budgets = [Budget("bytes", limit)]
+    uniform = _unless_impossible(lambda: allocate(problem.told_by, budgets, together))
+    side = Side()
+    if free and score not in DIVERGENCES:
+        # Losses of layers and of the embedding have no common unit: it is stored as in the best uniform file.
+        if uniform is None:
+            raise Refused(f"no single format fits, which the score {score} starts from: choose another score.")
+        side = Side(fixed={TABLES: uniform.choice[TABLES]})
+    if menu.rank:
+        ties: dict[str, list[str]] = {}
+        for unit in problem.chosen_by:
+            for tag in unit.tags:
+                ties.setdefault(tag, []).append(unit.name)
+        side = replace(side, ties=tuple(map(tuple, ties.values())))
+    return allocate(problem.chosen_by, budgets, side, method="rank" if menu.rank else "auto"), uniform
+
+
+def _unless_impossible(make: Callable[[], Allocation]) -> Allocation | None:
+    try:
+        return make()
+    except Infeasible:
+        return None
+
+
+def _recipe(recipe: Recipe, allocation: Allocation, formats: dict[str, Format], shapes: Shapes) -> Recipe:
+    """The commonest format for all, rules for the others."""
+    chosen = {name: formats[allocation.choice[name]] for name in shapes}
+    common = Counter(chosen.values()).most_common(1)[0][0]
+    rules = tuple((name, fmt) for name, fmt in chosen.items() if fmt != common)
+    embedding = formats[allocation.choice[TABLES]] if TABLES in allocation.choice else recipe.embedding
+    return replace(recipe, format=common, rules=rules, keep=(), embedding=embedding)
+
+
+def _decision(score: str, problem: _Problem, allocation: Allocation, uniform: Allocation | None) -> Decision:
+    return Decision(
+        score=score,
+        loss=problem.divergence(allocation),
+        gap=allocation.gap,
+        price=allocation.prices.get("bytes", 0.0) * 1e6,
+        uniform=None if uniform is None else uniform.choice[problem.blocks[0]],
+        uniform_loss=None if uniform is None else problem.divergence(uniform),
+    )

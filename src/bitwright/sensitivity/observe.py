@@ -1,0 +1,131 @@
+"""One forward and backward pass of the float model: what every linear sees, and how much its outputs matter.
+
+For a change D of a weight the model's KL divergence a token is, to second order and with errors of different rows and
+tokens independent, 1/2 sum_r E_t[g_tr^2 (D x_t)_r^2], where g_t is the gradient of the log-likelihood of a text that
+the model itself draws (the Fisher information). Two summaries of g are kept: its mean square in every row, and the
+gram of the inputs weighted by |g_t|^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import WorkFailed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Observed:
+    """Sums over tokens for one linear [R, C], float32."""
+
+    gram: Tensor  # [C, C], sum of x x^T; shared by linears that share their input
+    guided: Tensor  # [C, C], sum of |g|^2 x x^T
+    gradient: Tensor  # [R], sum of g^2
+    tokens: int = 0
+
+
+@dataclass
+class Turn:
+    """Cosine of what enters and what leaves a block, summed over tokens."""
+
+    cosine: float = 0.0
+    tokens: int = 0
+
+
+def observe(
+    model: PreTrainedModel,
+    waves: list[tuple[str, ...]],
+    blocks: list[str],
+    ids: Tensor,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[dict[str, Observed], list[Turn]]:
+    """Statistics of the linears in `waves` (each a set of paths that share an input) on `ids` int64 [S, T]."""
+    found: dict[str, Observed] = {}
+    for wave in waves:
+        first = _linear(model, wave[0])
+        gram = torch.zeros(first.in_features, first.in_features)
+        for name in wave:
+            rows = _linear(model, name).out_features
+            found[name] = Observed(gram, torch.zeros_like(gram), torch.zeros(rows))
+    turns = [Turn() for _ in blocks]
+    draw = torch.Generator().manual_seed(seed)
+    with _watched(model, waves, blocks, found, turns):
+        for done, sequence in enumerate(ids):
+            progress(done, len(ids))
+            _backward(model, sequence[None], draw)
+    for name, seen in found.items():
+        if not bool(seen.guided.isfinite().all() and seen.gram.isfinite().all()):
+            raise WorkFailed(f"the statistics of {name} are not finite: the model overflows on the calibration text.")
+    return found, turns
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+def _backward(model: PreTrainedModel, ids: Tensor, draw: torch.Generator) -> None:
+    """Gradients of the log-likelihood of tokens that the model draws itself, given `ids` [1, T]."""
+    with torch.enable_grad():
+        inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+        logits = model(inputs_embeds=inputs, use_cache=False).logits
+    with torch.no_grad():
+        p = logits[0].float().softmax(-1)
+        drawn = torch.multinomial(p, 1, generator=draw)
+        p.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=p.dtype))  # gradient of -log p(drawn)
+    logits.backward(p[None])
+
+
+@contextmanager
+def _watched(
+    model: nn.Module, waves: list[tuple[str, ...]], blocks: list[str], found: dict[str, Observed], turns: list[Turn]
+) -> Iterator[None]:
+    handles: list[Any] = []
+    for wave in waves:
+        for place, name in enumerate(wave):
+            handles.append(_linear(model, name).register_forward_hook(_statistics(found[name], first=place == 0)))
+    for path, turn in zip(blocks, turns, strict=True):
+        handles.append(model.get_submodule(path).register_forward_hook(_turning(turn), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _statistics(seen: Observed, first: bool) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0].detach().reshape(-1, args[0].shape[-1])
+        if first:
+            seen.gram.addmm_(x.t(), x)
+        seen.tokens += len(x)
+
+        def arrived(gradient: Tensor) -> None:
+            square = gradient.detach().reshape(len(x), -1).square()
+            seen.gradient.add_(square.sum(0))
+            seen.guided.addmm_((x * square.sum(1, keepdim=True)).t(), x)
+
+        output.register_hook(arrived)  # type: ignore[no-untyped-call]
+
+    return hook
+
+
+def _turning(turn: Turn) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).detach()
+        after = (output[0] if isinstance(output, tuple) else output).detach()
+        cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+        turn.cosine += float(cosine.sum())
+        turn.tokens += cosine.numel()
+
+    return hook
