@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -61,16 +62,12 @@ def build(cls: type[T], spec: Spec) -> T:
         raise BadField(cls.__name__, ", ".join(missing), None, "this field is required") from None
 
 
-def label(value: Any) -> str:
-    """A part for people, and for tables keyed by part: its kind, and the fields that are not as they are by default."""
-    spec: dict[str, Any] = {}
-    for f in fields(value):
-        default = f.default_factory() if f.default_factory is not MISSING else f.default
-        own = getattr(value, f.name)
-        if own != default:
-            spec[f.name] = label(own) if is_dataclass(own) else own
-    told = ", ".join(f"{name} {own}" for name, own in spec.items())
-    return str(vars(type(value))["kind"]) + (f"({told})" if told else "")
+def label(part: Any) -> str:
+    """A part, or its spec, for people and as a key: its kind, and the fields that are not empty."""
+    spec = part if isinstance(part, Mapping) else to_spec(part)
+    fields = {k: v for k, v in spec.items() if k != "kind" and v not in (None, False)}
+    told = ", ".join(f"{k} {label(v) if isinstance(v, Mapping) else v}" for k, v in fields.items())
+    return f"{spec['kind']}({told})"
 
 
 def fingerprint(value: Any) -> str:

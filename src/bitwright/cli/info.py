@@ -31,7 +31,8 @@ def info(
 
 
 def _print(told: dict[str, Any]) -> None:
-    from bitwright.runtime.describe import format_name, grouped
+    from bitwright.runtime.describe import grouped
+    from bitwright.spec import label
 
     bits = told["stored_bits_per_weight"]
     print(f"{told['path']}: {told['architecture']}, {megabytes(told['file_bytes'])}", end="")
@@ -48,7 +49,7 @@ def _print(told: dict[str, Any]) -> None:
     print_table(["bytes by what they are spent on", *kinds], spent)
     print()
     for index, row in enumerate(told["formats"]):
-        print(f"format {index}: {format_name(row['spec'])}, {row['weights']} weights")
+        print(f"format {index}: {label(row['spec'])}, {row['weights']} weights")
         for path in row["paths"]:
             print(f"  runs on {path}")
     for head, table in told["tied"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +38,23 @@ def quantize(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder to write.")] = None,
     recipe: Annotated[str, typer.Option(help="See `bitwright recipes`.")] = "gptq",
     bits: Annotated[float | None, typer.Option(help="Stored bits a weight in the blocks, everything counted.")] = None,
-    target_size: Annotated[float | None, typer.Option(metavar="MB", help="Largest size of the weight files.")] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest size of the weight files, 45MB say: bits go where they matter."),
+    ] = None,
+    target_bpw: Annotated[
+        float | None, typer.Option(help="Mean stored bits a weight in the blocks: bits go where they matter.")
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(help="Smallest files with at most this predicted KL divergence a token (nats).")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="What decides where bits matter; default: as the recipe says.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Formats of all tensors from a file that --save-plan wrote.")
+    ] = None,
+    save_plan: Annotated[Path | None, typer.Option(help="Write the formats of all tensors to a file.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Calibration text (.txt, .jsonl, .gz); default: own samples.")
     ] = None,
@@ -54,15 +71,15 @@ def quantize(
     if out is None and not dry_run:
         raise BadInput("there is no place to write to: give a new folder with -o OUT.")
     job = make_job(
-        model=model, out=out or Path("not-written"), recipe=recipe, bits=bits, target_bytes=_bytes(target_size),
-        settings=settings or [], data=data, tokens=tokens, length=length, seed=seed,
-        max_memory=_bytes(max_memory), threads=threads,
+        model=model, out=out or Path("not-written"), recipe=recipe, bits=bits, target_bytes=_size(target_size),
+        target_bpw=target_bpw, max_kl=max_kl, score=score, plan=plan, settings=settings or [], data=data,
+        tokens=tokens, length=length, seed=seed, max_memory=_bytes(max_memory), threads=threads,
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
         if dry_run:
-            told = _plan_facts(job)
+            told = _plan_facts(job, save_plan)
         else:
-            told = summary(job, run(job), job.out)
+            told = summary(job, run(job, save_plan), job.out)
     if json:
         print_json(told)
     elif dry_run:
@@ -78,29 +95,41 @@ def make_job(*, settings: list[str], **fields: Any) -> Job:
     from bitwright.engine.job import Job
     from bitwright.engine.settings import parse
 
-    if fields.get("bits") is not None and fields.get("target_bytes") is not None:
-        raise BadInput("--bits and --target-size both decide the size: give one of them.")
+    names = {
+        "bits": "bits",
+        "target_bytes": "target-size",
+        "target_bpw": "target-bpw",
+        "max_kl": "max-kl",
+        "plan": "plan",
+    }
+    given = [f"--{option}" for field, option in names.items() if fields.get(field) is not None]
+    if len(given) > 1:
+        raise BadInput(f"{' and '.join(given)} both decide the formats: give one of them.")
     try:
         return Job(settings=parse(settings), **fields)
     except ValidationError as error:
         first = error.errors()[0]
-        option = {"target_bytes": "target-size"}.get(str(first["loc"][0]), str(first["loc"][0]).replace("_", "-"))
+        option = names.get(str(first["loc"][0]), str(first["loc"][0]).replace("_", "-"))
         raise BadInput(f"--{option} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}.") from None
 
 
-def run(job: Job) -> Result:
+def run(job: Job, save_plan: Path | None = None) -> Result:
     """Print what is planned, then carry the job out under a progress bar."""
     from bitwright.artifact.folder import require_free
     from bitwright.engine.run import prepare
     from bitwright.engine.run import quantize as carry_out
 
     require_free(job.out)
-    source, structure, plan = prepare(job)
+    with progress() as step:
+        source, structure, plan = prepare(job, step)
+    _save(plan, save_plan)
     time, memory = estimates(job, source, structure, plan)
     note(
         f"{job.model} -> {job.out}: {megabytes(plan.file_bytes)} in all, "
         f"{plan.stored_bits_per_weight:.3f} stored bits a weight in the blocks ({plan.recipe.name})"
     )
+    if plan.decision is not None:
+        note(_decided(asdict(plan.decision)))
     note(_costs(time, memory, _calibration(job, plan)))
     if plan.caution:
         note(f"caution: {plan.caution}")
@@ -170,11 +199,42 @@ def _bytes(megabytes: float | None) -> int | None:
     return None if megabytes is None else round(megabytes * 1e6)
 
 
-def _plan_facts(job: Job) -> dict[str, Any]:
+def _size(text: str | None) -> int | None:
+    """Bytes of "45MB", "45" (also MB), "1.2GB" or "500kB"."""
+    if text is None:
+        return None
+    number = text.strip().lower().removesuffix("b")
+    unit = {"k": 1e3, "m": 1e6, "g": 1e9}.get(number[-1:])
+    try:
+        return round(float(number[:-1] if unit else number) * (unit or 1e6))
+    except (ValueError, OverflowError):
+        raise BadInput(f"--target-size {text}: give a size such as 45MB or 1.2GB.") from None
+
+
+def _save(plan: Plan, path: Path | None) -> None:
+    if path is None:
+        return
+    from bitwright.engine.plan_file import write
+
+    write(path, plan.recipe, {k: v for k, v in plan.formats.items() if k not in plan.contents.parts})
+    note(f"plan: {path}; edit it and give it back with --plan")
+
+
+def _decided(told: dict[str, Any]) -> str:
+    """What the allocator expects, and what one format for all blocks would have cost."""
+    here = f"predicted KL divergence {told['loss']:.3g} a token (score {told['score']})"
+    if told["uniform"] is None:
+        return f"{here}; no single format for all blocks fits"
+    return f"{here}; one format for all blocks, {told['uniform']}: {told['uniform_loss']:.3g} at this size"
+
+
+def _plan_facts(job: Job, save_plan: Path | None) -> dict[str, Any]:
     from bitwright.artifact.plan import kept_rows, plan_rows
     from bitwright.engine.run import prepare
 
-    source, structure, plan = prepare(job)
+    with progress() as step:
+        source, structure, plan = prepare(job, step)
+    _save(plan, save_plan)
     time, memory = estimates(job, source, structure, plan)
     rows = plan_rows(plan.contents.quantization, plan.contents.parts)
     formats = plan.contents.quantization.formats
@@ -182,6 +242,7 @@ def _plan_facts(job: Job) -> dict[str, Any]:
         "model": job.model,
         "recipe": plan.recipe.name,
         "caution": plan.caution,
+        "decision": None if plan.decision is None else asdict(plan.decision),
         "file_bytes": plan.file_bytes,
         "stored_bits_per_weight": plan.stored_bits_per_weight,
         "bits": plan.bits.named(),
@@ -195,7 +256,8 @@ def _plan_facts(job: Job) -> dict[str, Any]:
 
 
 def _print_plan(told: dict[str, Any]) -> None:
-    from bitwright.runtime.describe import format_name, grouped
+    from bitwright.runtime.describe import grouped
+    from bitwright.spec import label
 
     kinds = [kind for kind in told["bits"] if any(row["bits"][kind] for row in told["weights"])]
     rows = [
@@ -212,9 +274,11 @@ def _print_plan(told: dict[str, Any]) -> None:
     print_table(["weight", "count", "shape", "format", *(f"{kind} bits" for kind in kinds), "bytes"], rows)
     print("each row: one of `count` weights\n")
     for index, spec in enumerate(told["formats"]):
-        print(f"format {index}: {format_name(spec)}")
+        print(f"format {index}: {label(spec)}")
     print(f"kept as they are: {len(told['kept'])} tensors")
     print(f"file: {told['file_bytes']:,} bytes; blocks: {told['stored_bits_per_weight']:.4f} stored bits a weight")
+    if told["decision"]:
+        print(_decided(told["decision"]))
     print(_costs(told["estimated_seconds"], told["estimated_peak_bytes"], told["calibration"]))
     if told["caution"]:
         print(f"caution: {told['caution']}")

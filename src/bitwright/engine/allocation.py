@@ -14,7 +14,7 @@ from bitwright.engine.job import Job
 from bitwright.errors import Refused
 from bitwright.protocols import Format, Menu, Recipe
 from bitwright.sensitivity.scores import DIVERGENCES, losses
-from bitwright.sensitivity.table import Table
+from bitwright.sensitivity.table import Table, key
 from bitwright.spec import label
 
 if TYPE_CHECKING:
@@ -52,43 +52,43 @@ class _Problem:
         return sum(option_of(unit, allocation.choice[unit.name]).loss for unit in self.told_by)
 
 
-def wanted(job: Job) -> bool:
-    """Whether the job leaves the formats to the allocator, given that the recipe has a menu."""
-    return any(limit is not None for limit in (job.target_bytes, job.target_bpw, job.max_kl))
-
-
 def decide(
-    job: Job, recipe: Recipe, menu: Menu, table: Table, shapes: Shapes, tables: Shapes, planned: Callable[[Recipe], Plan]
+    job: Job,
+    recipe: Recipe,
+    menu: Menu,
+    table: Table,
+    shapes: Shapes,
+    tables: Shapes,
+    planned: Callable[[Recipe], Plan],
 ) -> tuple[Plan, Decision]:
     """The plan with the chosen formats. `shapes` of block weights and of embedding and head, in order of use."""
     score = job.score or menu.score
     free = bool(tables) and bool(menu.tables) and job.target_bpw is None and recipe.embedding is not None
     problem = _problem(score, menu, table, shapes, tables if free else {})
     formats = {label(fmt): fmt for fmt in (*menu.formats, *menu.tables)}
-    limit = _first_limit(job, shapes)
-    overhead = None
+    base = planned(recipe)
+    units = [*shapes, *(tables if free else ())]
+    # Headers, and tensors that stay as they are; the choice changes the headers a little.
+    overhead = base.file_bytes - sum(_bytes(base.formats[name], (shapes | tables)[name]) for name in units)
     for _ in range(TRIES):
-        allocation, uniform = _solve(problem, job, menu, score, limit, free)
+        allocation, uniform = _solve(problem, job, menu, score, _limit(job, shapes, overhead), free)
         plan = planned(_recipe(recipe, allocation, formats, shapes))
         if job.target_bytes is None or plan.file_bytes <= job.target_bytes:
-            if overhead is not None or job.target_bytes is None:
-                return plan, _decision(score, problem, allocation, uniform)
-        # Headers and tensors that stay as they are depend on the choice only a little: count them, choose again.
-        overhead = plan.file_bytes - allocation.totals["bytes"]
-        limit = job.target_bytes - overhead if job.target_bytes is not None else limit
+            return plan, _decision(score, problem, allocation, uniform)
+        overhead += plan.file_bytes - job.target_bytes
     raise Refused(f"no choice of formats came out below {job.target_bytes:,} bytes: give a little more.")
 
 
-def _first_limit(job: Job, shapes: Shapes) -> int | None:
+def _limit(job: Job, shapes: Shapes, overhead: int) -> int | None:
+    """Bytes that the units may take in all."""
     if job.target_bpw is not None:
         return int(job.target_bpw * sum(prod(shape) for shape in shapes.values()) / 8)
-    return job.target_bytes
+    return None if job.target_bytes is None else job.target_bytes - overhead
 
 
 def _problem(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shapes) -> _Problem:
     def units(by: str) -> list[Unit]:
-        bits = {n: {label(f): _bytes(f, s) * 8 / prod(s) for f in menu.formats} for n, s in shapes.items()}
-        lost = losses(table, by, bits)
+        lost = losses(table, by, menu.formats, shapes)
         return [
             Unit(
                 name,
@@ -101,7 +101,7 @@ def _problem(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shape
     whole = []
     if tables:
         options = (
-            Option(label(f), table.tables[label(f)], {"bytes": sum(_bytes(f, shape) for shape in tables.values())})
+            Option(label(f), table.tables[key(f)], {"bytes": sum(_bytes(f, shape) for shape in tables.values())})
             for f in menu.tables
         )
         whole = [Unit(TABLES, tuple(options))]
@@ -137,7 +137,14 @@ def _solve(
             for tag in unit.tags:
                 ties.setdefault(tag, []).append(unit.name)
         side = replace(side, ties=tuple(map(tuple, ties.values())))
-    return allocate(problem.chosen_by, budgets, side, method="rank" if menu.rank else "auto"), uniform
+    try:
+        return allocate(problem.chosen_by, budgets, side, method="rank" if menu.rank else "auto"), uniform
+    except Infeasible as error:
+        raise Refused(f"{_asked(job)} cannot be reached with the formats of this recipe: {error}") from None
+
+
+def _asked(job: Job) -> str:
+    return f"{job.target_bpw} bits a weight" if job.target_bytes is None else f"a file of {job.target_bytes / 1e6:g} MB"
 
 
 def _unless_impossible(make: Callable[[], Allocation]) -> Allocation | None:

@@ -11,7 +11,8 @@ from bitwright.artifact.layout import Origin, Quantization, RecipeRow, Weight
 from bitwright.artifact.plan import Part, plan_rows, totals
 from bitwright.artifact.write import Contents, predicted_bytes
 from bitwright.bits import Bits, total
-from bitwright.engine import settings
+from bitwright.engine import plan_file, settings
+from bitwright.engine.allocation import Decision, decide
 from bitwright.engine.job import Job
 from bitwright.errors import Refused, TooFewBits
 from bitwright.protocols import Format, PlaneSpec, Recipe
@@ -20,6 +21,7 @@ from bitwright.spec import to_spec
 if TYPE_CHECKING:
     from bitwright.models.source import Source
     from bitwright.models.structure import Structure
+    from bitwright.sensitivity.table import Table
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Plan:
     caution: str | None
     contents: Contents
     formats: dict[str, Format]  # weight name -> format, in order of use
+    decision: Decision | None = None  # of the allocator, if it chose the formats
 
     @property
     def file_bytes(self) -> int:
@@ -53,8 +56,13 @@ class Plan:
         return replace(self, contents=replace(self.contents, origin=origin))
 
 
-def make_plan(job: Job, source: Source, structure: Structure) -> Plan:
-    """The plan of a job; `--target-size` is met by the most bits that fit."""
+def make_plan(job: Job, source: Source, structure: Structure, table: Table | None = None) -> Plan:
+    """The plan of a job: formats from a file, from the allocator given a `table`, or one for all.
+
+    Without a table `--target-size` is met by the most bits that fit.
+    """
+    if job.plan is not None or table is not None:
+        return _mixed(job, source, structure, table)
     shapes = [matrix for _, shape in block_weights(source, structure) for matrix in _matrices(shape)]
 
     def at(bits: float | None) -> Plan:
@@ -64,6 +72,25 @@ def make_plan(job: Job, source: Source, structure: Structure) -> Plan:
     if job.target_bytes is None:
         return at(job.bits)
     return _largest(job.target_bytes, at)
+
+
+def _mixed(job: Job, source: Source, structure: Structure, table: Table | None) -> Plan:
+    recipe, caution = settings.choose(job.recipe, job.settings, None, [])
+    weights = dict(block_weights(source, structure))
+
+    def planned(recipe: Recipe) -> Plan:
+        return _planned(recipe, caution, source, structure, job.settings)
+
+    if table is None:
+        assert job.plan is not None
+        return planned(plan_file.read(job.plan, recipe, tuple(weights)))
+    menu = settings.menu(job)
+    assert menu is not None
+    heads = [structure.embedding] + ([structure.head] if structure.head and not structure.tied else [])
+    plan, decision = decide(
+        job, recipe, menu, table, weights, {name: source.shape(name + ".weight") for name in heads}, planned
+    )
+    return replace(plan, decision=decision)
 
 
 def _largest(target: int, at: Any) -> Plan:

@@ -17,6 +17,8 @@ from torch import Tensor
 from bitwright.artifact.folder import draft, lock, require_free, writing
 from bitwright.artifact.layout import Calibration, Manifest, Origin
 from bitwright.artifact.write import write_artifact, write_manifest
+from bitwright.engine import settings
+from bitwright.engine.calibration import calibration, sensitivities
 from bitwright.engine.estimate import BATCH, sequence_length, threads_for
 from bitwright.engine.job import Job
 from bitwright.engine.journal import Journal
@@ -25,7 +27,6 @@ from bitwright.engine.quantize import Progress, Run, block_part, table_part
 from bitwright.engine.verify import verified
 from bitwright.engine.workers import Workers, return_memory_at_once
 from bitwright.errors import Refused, WorkFailed
-from bitwright.models.cache import cache_folder
 from bitwright.models.calls import BlockCall, record_calls, same_arguments
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
@@ -47,12 +48,17 @@ class Result:
     unseen: tuple[str, ...]  # experts that no calibration token reached
 
 
-def prepare(job: Job) -> tuple[Source, Structure, Plan]:
-    """Everything that can be known without work; all refusals of settings happen here."""
+def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> tuple[Source, Structure, Plan]:
+    """Everything that is known before the work; all refusals of settings happen here.
+
+    Where the allocator chooses formats, sensitivities are measured first, once for a model and calibration text.
+    """
     source = open_source(job.model)
     structure = infer(skeleton(source.config))
     sequence_length(job, source)
-    return source, structure, make_plan(job, source, structure)
+    menu = settings.menu(job)
+    table = None if menu is None else sensitivities(job, menu, source, structure, progress)
+    return source, structure, make_plan(job, source, structure, table)
 
 
 def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Result:
@@ -62,9 +68,9 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
     if job.max_memory is not None:
         return_memory_at_once()
     with lock(job.out):
-        source, structure, plan = prepare(job)
+        source, structure, plan = prepare(job, progress)
         threads = threads_for(job, source, structure)
-        ids, row = _calibration(job, source, plan, progress)
+        ids, row = calibration(job, source, progress) if plan.recipe.solver.needs_hessian else (None, None)
         identity = _identity(job, source, plan, row)
         journal = Journal(job.out, identity)
         plan = plan.signed(_origin(plan, source, row, journal.fingerprint, job))
@@ -82,49 +88,6 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
         errors = _errors(structure, journal)
         journal.remove()
     return Result(manifest, time.monotonic() - began, errors, tuple(run.unseen))
-
-
-def _calibration(job: Job, source: Source, plan: Plan, progress: Progress) -> tuple[Tensor | None, Calibration | None]:
-    """Token ids [S, T] and how the manifest names them; nothing for a solver that needs no data."""
-    if not plan.recipe.solver.needs_hessian:
-        return None, None
-    from bitwright.calibrate import tokens
-    from bitwright.calibrate.overlap import fingerprints
-
-    length = sequence_length(job, source)
-    count = max(1, job.tokens // length)
-    if job.data is not None:
-        documents = tokens.read_text(job.data)
-        ids = tokens.windows(source.tokenizer(), documents, length, count, job.seed)
-        name = job.data.name
-    else:
-        _refuse_sampling(job, source)
-        key = f"samples-{source.digest()[:16]}-{count}x{length}-{job.seed}"
-        ids = tokens.cached_tokens(cache_folder(), key, lambda: _samples(job, source, count, progress))
-        name = "the model's own samples"
-    runs = fingerprints(ids)
-    return ids, Calibration(data=name, sha256=tokens.token_hash(ids), tokens=ids.numel(), runs=runs)
-
-
-def _refuse_sampling(job: Job, source: Source) -> None:
-    size = 4 * sum(prod(source.shape(name)) for name in source.names())
-    if job.max_memory is not None and size > job.max_memory:
-        raise Refused(
-            f"sampling calibration text from the model itself needs it in memory ({size / 1e6:.0f} MB, more than "
-            f"--max-memory {job.max_memory / 1e6:.0f} MB): give a text with --data."
-        )
-
-
-def _samples(job: Job, source: Source, count: int, progress: Progress) -> Tensor:
-    from bitwright.calibrate.tokens import self_samples
-    from bitwright.runtime.load import load_float
-
-    model = load_float(job.model)
-    length = sequence_length(job, source)
-    tokens = count * length
-    return self_samples(
-        model, source.tokenizer(), tokens, length, job.seed, lambda done, of: progress("sampling text", done, of)
-    )
 
 
 def _identity(job: Job, source: Source, plan: Plan, row: Calibration | None) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from bitwright import registry
+from bitwright.engine.job import Job
 from bitwright.errors import BadInput, UnknownName
-from bitwright.protocols import Recipe, RecipeModule
+from bitwright.protocols import Menu, Recipe, RecipeModule
 from bitwright.spec import Spec, build, to_spec
 
 
@@ -24,6 +26,19 @@ def choose(
     if bits is not None:
         recipe = module.at_bits(recipe, bits, shapes)
     return recipe, module.caution(recipe)
+
+
+def menu(job: Job) -> Menu | None:
+    """What the allocator chooses from; None where the job fixes the formats or the recipe has no choice to offer."""
+    limits = (job.target_bytes, job.target_bpw, job.max_kl)
+    if job.plan is not None or all(limit is None for limit in limits):
+        if job.score is not None:
+            raise BadInput("--score is for the allocator: give --target-size, --target-bpw or --max-kl with it.")
+        return None
+    found: Menu | None = getattr(registry.load("recipes", job.recipe), "MENU", None)
+    if found is None and (job.target_bytes is None or job.score is not None):
+        raise BadInput(f"the recipe {job.recipe} does not spread bits over tensors: give --bits or --target-size.")
+    return found if found is None or job.score is None else replace(found, score=job.score)
 
 
 def parse(assignments: Sequence[str]) -> dict[str, str]:

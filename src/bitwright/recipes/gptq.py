@@ -6,12 +6,29 @@ Stored bits a weight: width + 32 / group.
 
 from __future__ import annotations
 
+from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
-from bitwright.protocols import Recipe
+from bitwright.formats.mixed import Mixed
+from bitwright.formats.ternary import Ternary
+from bitwright.partitions.salience import Salience
+from bitwright.protocols import Menu, Recipe
+from bitwright.recipes._bits import INTEGERS, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.solvers.gptq import Gptq
 
 RECIPE = Recipe("gptq", format=Integer(3, 64, search=20), solver=Gptq(), embedding=Integer(8, 64, "symmetric"))
+
+MENU = Menu(
+    (
+        *INTEGERS,
+        Ternary(160, "base3"),
+        Ternary(None, "base3"),
+        Binary(64),
+        Mixed(Binary(), Salience(0.1), 4),
+        Mixed(Binary(), Salience(0.2), 4),
+    ),
+    TABLES,
+)
 
 
 def caution(recipe: Recipe) -> str | None:
@@ -24,4 +41,4 @@ def caution(recipe: Recipe) -> str | None:
     )
 
 
-__all__ = ["RECIPE", "at_bits", "caution"]
+__all__ = ["MENU", "RECIPE", "at_bits", "caution"]

@@ -50,13 +50,6 @@ def code_path(fmt: Format, weight: Weight, table: bool) -> str:
     return f"{LOOK_UP}; as output head {layer.path}" if table else layer.path
 
 
-def format_name(spec: Mapping[str, Any]) -> str:
-    """A format for people: its kind, and the fields that are not empty."""
-    fields = {k: v for k, v in spec.items() if k != "kind" and v not in (None, False)}
-    told = ", ".join(f"{k} {format_name(v) if isinstance(v, Mapping) else v}" for k, v in fields.items())
-    return f"{spec['kind']}({told})"
-
-
 def grouped(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Plan rows that are alike but for the number of their block, as one row with a `count`."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitwright.artifact.read import load_block
 from bitwright.artifact.write import save_block, write_text
@@ -22,9 +21,9 @@ from bitwright.sensitivity import table as tables
 from bitwright.sensitivity.observe import Observed, observe
 from bitwright.sensitivity.perturb import Text, divergence
 from bitwright.sensitivity.solved import losses
-from bitwright.sensitivity.table import Table
+from bitwright.sensitivity.table import Table, key
 from bitwright.solvers.rtn import Rtn
-from bitwright.spec import label, to_spec
+from bitwright.spec import fingerprint, to_spec
 
 if TYPE_CHECKING:
     from bitwright.models.source import Source
@@ -40,7 +39,9 @@ TEXT = 1024  # tokens on which perturbations are measured
 class Map(Protocol):
     """Runs independent tasks side by side; results in order."""
 
-    def __call__(self, task: Callable[[A], B], items: Iterable[A]) -> Iterator[B]: ...
+    def __call__(self, task: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+        """`task` of every item."""
+        ...
 
 
 @dataclass
@@ -59,20 +60,22 @@ class Bench:
         """The table with the losses of these formats for linears and for embedding and head."""
         identity = tables.identity(self.source.digest(), calibration, to_spec(self.solver))
         path, table = tables.open_table(self.folder, identity)
-        self._linears(path, table, list(formats))
-        self._tables(path, table, [fmt for fmt in of_tables if label(fmt) not in table.tables])
+        observation = fingerprint(tables.observation(self.source.digest(), calibration))
+        self._linears(path, table, list(formats), self.folder / f"{observation[:24]}-statistics")
+        self._tables(path, table, [fmt for fmt in of_tables if key(fmt) not in table.tables])
         return table
 
-    def _linears(self, path: Path, table: Table, formats: list[Format]) -> None:
-        names = [label(fmt) for fmt in formats]
+    def _linears(self, path: Path, table: Table, formats: list[Format], statistics: Path) -> None:
+        names = [key(fmt) for fmt in formats]
         blocks = self.structure.blocks
 
         def missing(index: int) -> list[Format]:
             rows = [table.tensors.get(f"{blocks[index].path}.{name}") for name in blocks[index].linears]
-            return [f for f, n in zip(formats, names, strict=True) if any(r is None or n not in r.options for r in rows)]
+            return [
+                f for f, n in zip(formats, names, strict=True) if any(r is None or n not in r.options for r in rows)
+            ]
 
         todo = [index for index in range(len(blocks)) if missing(index)]
-        statistics = path.with_suffix("")
         if todo:
             self._observe(statistics)
             told = json.loads((statistics / "done.json").read_text())
@@ -81,7 +84,6 @@ class Bench:
             self.progress("trying formats", done, len(todo))
             self._block(table, index, missing(index), statistics, told["tokens"])
             table.save(path)
-        shutil.rmtree(statistics, ignore_errors=True)
 
     def _block(self, table: Table, index: int, formats: list[Format], statistics: Path, tokens: int) -> None:
         block, stored = self.structure.blocks[index], load_block(statistics / f"{index:05}.safetensors")
@@ -101,7 +103,7 @@ class Bench:
 
         for found in self.map(solve, block.waves):
             for name, values in found.items():
-                own = zip((label(fmt) for fmt in formats), values, strict=True)
+                own = zip((key(fmt) for fmt in formats), values, strict=True)
                 table.tensors[name].options.update(own)
 
     def _observe(self, folder: Path) -> None:
@@ -141,17 +143,17 @@ class Bench:
         model = load_float(self.source.name)
         names = dict.fromkeys([self.structure.embedding, self.structure.head or self.structure.embedding])
         matrices = {id(p): p for p in (model.get_submodule(name).weight for name in names)}
-        originals = {key: p.detach().clone() for key, p in matrices.items()}
+        originals = {place: p.detach().clone() for place, p in matrices.items()}
         text = Text.of(model, self.ids, TEXT)
         for done, fmt in enumerate(formats):
             self.progress("trying formats of the embedding", done, len(formats))
-            for key, p in matrices.items():
-                p.data.copy_(torch.cat(list(self.map(lambda w, f=fmt: _rounded(w, f), originals[key].split(STRIP)))))
-            table.tables[label(fmt)] = divergence(model, text)
+            for place, p in matrices.items():
+                p.data.copy_(torch.cat(list(self.map(partial(_rounded, fmt), originals[place].split(STRIP)))))
+            table.tables[key(fmt)] = divergence(model, text)
             table.save(path)
 
 
-def _rounded(w: Tensor, fmt: Format) -> Tensor:
+def _rounded(fmt: Format, w: Tensor) -> Tensor:
     return Rtn().solve(w, fmt, None).dequantize()
 
 

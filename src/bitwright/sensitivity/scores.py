@@ -12,28 +12,32 @@ lim, zd   one importance a block (Layer-Wise Quantization, arXiv 2406.17415); on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
 
 from bitwright.errors import UnknownName
-from bitwright.sensitivity.table import Table, Tensor
+from bitwright.protocols import Format
+from bitwright.sensitivity.solved import Losses as Option
+from bitwright.sensitivity.table import Table, Tensor, key
+from bitwright.spec import label
 
 Losses = dict[str, dict[str, float]]
-"""Tensor -> option -> loss."""
+"""Tensor -> label of a format -> loss."""
 
-Score = Literal["fisher", "combined", "measured", "hessian", "weight", "trace", "baq", "lim", "zd"]
-RANKS = ("lim", "zd")
 DIVERGENCES = ("fisher", "combined", "measured")  # in nats a token: comparable with each other and with tables
 
 
-def losses(table: Table, score: str, bits: Mapping[str, Mapping[str, float]]) -> Losses:
-    """Losses by a score; `bits`: stored bits a weight of every tensor's options."""
+def losses(table: Table, score: str, formats: Sequence[Format], shapes: Mapping[str, tuple[int, ...]]) -> Losses:
+    """Losses of linears [R, C] by a score, for each of the formats."""
     if score not in SCORES:
         raise UnknownName("score", score, SCORES)
-    return {
-        name: {option: SCORES[score](table, name, row, option, bits[name][option]) for option in row.options}
-        for name, row in table.tensors.items()
-    }
+
+    def loss(name: str, fmt: Format) -> float:
+        rows, columns = shapes[name]
+        bits = fmt.bits((rows, columns)).total / (rows * columns)
+        row = table.tensors[name]
+        return SCORES[score](table, row, row.options[key(fmt)], bits)
+
+    return {name: {label(fmt): loss(name, fmt) for fmt in formats} for name in shapes}
 
 
 def _rank(importance: float, bits: float, row: Tensor) -> float:
@@ -41,12 +45,12 @@ def _rank(importance: float, bits: float, row: Tensor) -> float:
     return importance * row.weights * (16 - bits)
 
 
-SCORES: dict[str, Callable[[Table, str, Tensor, str, float], float]] = {
-    "fisher": lambda table, name, row, option, bits: row.options[option].divergence,
-    "hessian": lambda table, name, row, option, bits: row.options[option].output,
-    "weight": lambda table, name, row, option, bits: row.options[option].weight,
-    "trace": lambda table, name, row, option, bits: row.trace / row.weights * row.options[option].weight,
-    "baq": lambda table, name, row, option, bits: row.curvature * 4.0**-bits,
-    "lim": lambda table, name, row, option, bits: _rank(1.01 + table.lim[row.block], bits, row),
-    "zd": lambda table, name, row, option, bits: _rank(1 - table.zd[row.block], bits, row),
+SCORES: dict[str, Callable[[Table, Tensor, Option, float], float]] = {
+    "fisher": lambda table, row, option, bits: option.divergence,
+    "hessian": lambda table, row, option, bits: option.output,
+    "weight": lambda table, row, option, bits: option.weight,
+    "trace": lambda table, row, option, bits: row.trace / row.weights * option.weight,
+    "baq": lambda table, row, option, bits: row.curvature * 4.0**-bits,
+    "lim": lambda table, row, option, bits: _rank(1.01 + table.lim[row.block], bits, row),
+    "zd": lambda table, row, option, bits: _rank(1 - table.zd[row.block], bits, row),
 }

@@ -57,7 +57,7 @@ def losses(
     found: dict[str, list[Losses]] = {name: [] for name in weights}
     for fmt in formats:
         change = solver.solve(stacked, fmt, hessian).dequantize() - stacked
-        parts = change.split([len(s.rows) for s in samples.values()])
+        parts = torch.split(change, [len(s.rows) for s in samples.values()])
         for name, part in zip(samples, parts, strict=True):
             found[name].append(_estimate(part, samples[name], seen[name], hessian))
     return found

@@ -5,20 +5,31 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from inspect import getfile
 from pathlib import Path
 from typing import Any
 
 from bitwright.artifact.write import write_text
+from bitwright.protocols import Format
 from bitwright.sensitivity.solved import Losses
-from bitwright.spec import Spec, fingerprint
+from bitwright.spec import Spec, fingerprint, label
 
-SOURCES = ("sensitivity", "solvers", "formats", "partitions", "linalg.py", "groups.py")
-"""Code that decides the numbers."""
+OBSERVED_BY = ("sensitivity/observe.py",)
+"""Code that decides the statistics of the float model."""
+SOLVED_BY = (
+    "sensitivity/solved.py",
+    "sensitivity/perturb.py",
+    "solvers/*.py",
+    "formats/_*.py",
+    "linalg.py",
+    "groups.py",
+)
+"""Code that decides the losses of options, beside the file of the format."""
 
 
 @dataclass
 class Tensor:
-    """One linear: the scores that no format enters, and the losses of its options by name of the format."""
+    """One linear: the scores that no format enters, and the losses of its options by `key` of the format."""
 
     block: int
     weights: int
@@ -29,8 +40,8 @@ class Tensor:
 
 @dataclass
 class Table:
-    """`tensors` by path; of every block its LIM and ZD; `tables`: KL of storing embedding and head in a format;
-    `corrections`: measured KL over predicted, by group of tensors and format."""
+    """`tensors` by path; LIM and ZD of every block; `tables`: KL of storing embedding and head in a format, by `key`;
+    `measured`: KL of storing a group of tensors in a format, by `key`."""
 
     identity: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -61,14 +72,22 @@ def open_table(folder: Path, identity: dict[str, Any]) -> tuple[Path, Table]:
 
 
 def identity(model: str, calibration: str, solver: Spec) -> dict[str, Any]:
-    """What the numbers depend on: weights, calibration tokens, solver and code."""
-    return {"model": model, "calibration": calibration, "solver": solver, "code": _code()}
+    """What losses depend on: weights, calibration tokens, solver and code."""
+    return {**observation(model, calibration), "solver": solver, "solved_by": _code(SOLVED_BY)}
 
 
-def _code() -> str:
-    root = Path(__file__).parents[1]
-    files = [path for name in SOURCES for path in ([root / name] if name.endswith(".py") else (root / name).glob("*.py"))]
-    digest = sha256()
-    for path in sorted(files):
+def observation(model: str, calibration: str) -> dict[str, Any]:
+    """What the statistics of the float model depend on."""
+    return {"model": model, "calibration": calibration, "observed_by": _code(OBSERVED_BY)}
+
+
+def key(fmt: Format) -> str:
+    """An option in a table: the format and the state of its code."""
+    return f"{label(fmt)} {sha256(Path(getfile(type(fmt))).read_bytes()).hexdigest()[:8]}"
+
+
+def _code(patterns: tuple[str, ...]) -> str:
+    root, digest = Path(__file__).parents[1], sha256()
+    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""The text that a job is calibrated on, and what the model is sensitive to on it."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bitwright.artifact.layout import Calibration
+from bitwright.engine import settings
+from bitwright.engine.estimate import sequence_length
+from bitwright.engine.job import Job
+from bitwright.engine.quantize import Progress
+from bitwright.engine.workers import Workers, cores
+from bitwright.errors import Refused
+from bitwright.models.cache import cache_folder
+from bitwright.protocols import Menu
+from bitwright.sensitivity.table import Table
+
+if TYPE_CHECKING:
+    from bitwright.models.source import Source
+    from bitwright.models.structure import Structure
+
+SENSE = 8192  # tokens from which sensitivities are measured, of those the solver sees
+
+
+def calibration(job: Job, source: Source, progress: Progress) -> tuple[Tensor, Calibration]:
+    """Token ids int64 [S, T] and how the manifest names them."""
+    from bitwright.calibrate import tokens
+    from bitwright.calibrate.overlap import fingerprints
+
+    length = sequence_length(job, source)
+    count = max(1, job.tokens // length)
+    if job.data is not None:
+        documents = tokens.read_text(job.data)
+        ids = tokens.windows(source.tokenizer(), documents, length, count, job.seed)
+        name = job.data.name
+    else:
+        refuse_whole_model(job, source, "sampling calibration text from the model itself", "give a text with --data")
+        key = f"samples-{source.digest()[:16]}-{count}x{length}-{job.seed}"
+        ids = tokens.cached_tokens(cache_folder(), key, lambda: _samples(job, source, count, progress))
+        name = "the model's own samples"
+    runs = fingerprints(ids)
+    return ids, Calibration(data=name, sha256=tokens.token_hash(ids), tokens=ids.numel(), runs=runs)
+
+
+def refuse_whole_model(job: Job, source: Source, what: str, instead: str) -> None:
+    """`Refused` if the float model does not fit into the memory that the job may use."""
+    size = 4 * sum(prod(source.shape(name)) for name in source.names())
+    if job.max_memory is not None and size > job.max_memory:
+        raise Refused(
+            f"{what} needs the model in memory ({size / 1e6:.0f} MB, more than --max-memory "
+            f"{job.max_memory / 1e6:.0f} MB): {instead}."
+        )
+
+
+def _samples(job: Job, source: Source, count: int, progress: Progress) -> Tensor:
+    from bitwright.calibrate.tokens import self_samples
+    from bitwright.runtime.load import load_float
+
+    model = load_float(job.model)
+    length = sequence_length(job, source)
+    tokens = count * length
+    return self_samples(
+        model, source.tokenizer(), tokens, length, job.seed, lambda done, of: progress("sampling text", done, of)
+    )
+
+
+def sensitivities(job: Job, menu: Menu, source: Source, structure: Structure, progress: Progress) -> Table:
+    """The table of this model, calibration text and solver, with every format of the menu."""
+    from bitwright.sensitivity.measure import Bench
+
+    stacked = next((experts.name for block in structure.blocks for experts in block.experts), None)
+    if stacked is not None:
+        raise Refused(f"sensitivities of stacked experts ({stacked}) are not measured yet: give --bits.")
+    refuse_whole_model(job, source, "measuring sensitivities", "give --bits")
+    recipe, _ = settings.choose(job.recipe, job.settings, None, [])
+    ids, row = calibration(job, source, progress)
+    ids = ids[: max(1, SENSE // ids.shape[1])]
+    with Workers(job.threads or cores()) as workers:
+        bench = Bench(source, structure, ids, recipe.solver, cache_folder() / "sensitivity", workers.map, progress)
+        return bench.table(menu.formats, menu.tables if job.target_bpw is None else (), f"{row.sha256}-{len(ids)}")
