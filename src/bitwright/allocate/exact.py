@@ -14,6 +14,7 @@ from bitwright.errors import WorkFailed
 
 OPTIMAL, LIMIT, INFEASIBLE = 0, 1, 2  # status of scipy
 ROUNDS = 8  # of repair
+LARGEST = 1e4  # loss that solvers see: their absolute tolerances are then far below the losses of good choices
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _constraints(problem: Problem, rows: list[Row]) -> list[LinearConstraint]:
 
 def _solve(problem: Problem, rows: list[Row], gap: float, time_limit: float) -> Solved | None:
     n = len(problem.owner)
-    scale = float(np.abs(problem.loss).max()) or 1.0
+    scale = float(np.abs(problem.loss).max()) / LARGEST or 1.0
     result = milp(
         problem.loss / scale,
         integrality=np.ones(n),
@@ -130,7 +131,7 @@ def prices(problem: Problem) -> list[float]:
     lower = [i for i, row in enumerate(problem.rows) if np.isfinite(row.low)]
     if not upper and not lower:
         return [0.0] * len(problem.rows)
-    scale = float(np.abs(problem.loss).max()) or 1.0
+    scale = float(np.abs(problem.loss).max()) / LARGEST or 1.0
     scales = [problem.rows[i].scale for i in (*upper, *lower)]
     matrix = [problem.rows[i].weights for i in upper] + [-problem.rows[i].weights for i in lower]
     limits = [problem.rows[i].high for i in upper] + [-problem.rows[i].low for i in lower]

@@ -1,0 +1,111 @@
+"""Formats for every tensor: budgets met by the very files, plans that can be edited, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitwright.artifact.read import open_artifact
+from bitwright.engine import plan_file
+from bitwright.engine.job import Job
+from bitwright.engine.run import prepare
+from bitwright.errors import BadInput, Refused
+from bitwright.recipes.gptq import MENU, RECIPE
+
+
+@pytest.fixture
+def planned(tiny_model: Path, text: Path, tmp_path: Path) -> Callable[..., Any]:
+    def go(**fields: Any) -> Any:
+        settings = {"data": text, "tokens": 256, "length": 64, "out": tmp_path / "out"} | fields
+        return prepare(Job(model=str(tiny_model), **settings))[2]
+
+    return go
+
+
+@pytest.mark.parametrize("target", [50_000, 60_000, 75_000])
+def test_the_file_fits_and_nothing_better_was_left(planned: Callable[..., Any], target: int) -> None:
+    plan = planned(target_bytes=target)
+    assert 0.97 * target < plan.file_bytes <= target
+    assert plan.decision.loss <= plan.decision.uniform_loss
+    assert plan.decision.gap < 1e-4
+    assert len(set(plan.formats.values())) > 2
+
+
+def test_bytes_of_mixed_files_are_as_planned(
+    planned: Callable[..., Any], run: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    plan = planned(target_bytes=55_000)
+    run(tiny_model, tmp_path / "made", target_bytes=55_000, tokens=256)
+    assert open_artifact(tmp_path / "made").file_bytes() == plan.file_bytes
+
+
+def test_bits_a_weight_are_met_with_the_embedding_left_alone(planned: Callable[..., Any]) -> None:
+    plan = planned(target_bpw=3.0)
+    assert 2.9 < plan.stored_bits_per_weight <= 3.0
+    assert plan.recipe.embedding == RECIPE.embedding
+
+
+def test_the_smallest_file_below_a_divergence(planned: Callable[..., Any]) -> None:
+    loose, strict = (planned(max_kl=kl) for kl in (1e-4, 1e-6))
+    assert loose.decision.loss <= 1e-4
+    assert strict.decision.loss <= 1e-6
+    assert loose.file_bytes < strict.file_bytes
+
+
+@pytest.mark.parametrize("score", ["hessian", "baq"])
+def test_other_scores_meet_the_same_budget(planned: Callable[..., Any], score: str) -> None:
+    plan = planned(target_bytes=60_000, score=score)
+    assert plan.file_bytes <= 60_000
+    assert plan.decision.score == score
+    assert plan.decision.loss >= planned(target_bytes=60_000).decision.loss
+
+
+def test_a_plan_file_comes_back_and_can_be_edited(planned: Callable[..., Any], tmp_path: Path) -> None:
+    plan, path = planned(target_bytes=60_000), tmp_path / "plan.json"
+    own = {k: v for k, v in plan.formats.items() if k not in plan.contents.parts}
+    plan_file.write(path, plan.recipe, own)
+    assert planned(plan=path).formats == plan.formats
+    told = json.loads(path.read_text())
+    told["weights"] = {"*.v_proj": told["weights"]["model.layers.0.self_attn.v_proj"], "*": next(iter(told["formats"]))}
+    told["embedding"] = None
+    path.write_text(json.dumps(told))
+    edited = planned(plan=path)
+    assert edited.recipe.embedding is None
+    assert edited.formats["model.layers.1.self_attn.v_proj"] == plan.formats["model.layers.0.self_attn.v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"weights": {"*.x_proj": "f"}}, "no weight of this model"),
+        ({"weights": {"*.v_proj": "f"}}, "has no format"),
+        ({"weights": {"*": "g"}}, "not listed under formats"),
+        ({"formats": {"f": {"kind": "integer", "bits": 3}}}, "bits"),
+        ({"extra": 1}, "exactly the keys"),
+    ],
+)
+def test_a_plan_file_that_does_not_fit_is_refused(
+    planned: Callable[..., Any], tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    path = tmp_path / "plan.json"
+    good = {"formats": {"f": {"kind": "integer"}}, "embedding": None, "weights": {"*": "f"}}
+    path.write_text(json.dumps(good | change))
+    with pytest.raises(BadInput, match=told):
+        planned(plan=path)
+
+
+def test_what_cannot_be_reached_says_by_how_much(planned: Callable[..., Any]) -> None:
+    with pytest.raises(Refused, match=r"file of 0\.02 MB cannot be reached .* too few \(at their cheapest"):
+        planned(target_bytes=20_000)
+    with pytest.raises(BadInput, match="--score is for the allocator"):
+        planned(bits=4, score="fisher")
+    with pytest.raises(BadInput, match="does not spread bits"):
+        planned(recipe="rtn", target_bpw=3.0)
+
+
+def test_the_menu_has_no_format_twice() -> None:
+    assert len(set(MENU.formats)) == len(MENU.formats)
