@@ -99,8 +99,10 @@ def test_a_plan_file_that_does_not_fit_is_refused(
 
 
 def test_what_cannot_be_reached_says_by_how_much(planned: Callable[..., Any]) -> None:
-    with pytest.raises(Refused, match=r"file of 0\.02 MB cannot be reached .* too few \(at their cheapest"):
+    with pytest.raises(Refused, match=r"smallest file is 0\.023.* MB more \(most of it: model\.embed_tokens"):
         planned(target_bytes=20_000)
+    with pytest.raises(Refused, match=r"1\.1 bits a weight cannot be reached .* stores 1\.\d+"):
+        planned(target_bpw=1.1)
     with pytest.raises(BadInput, match="--score is for the allocator"):
         planned(bits=4, score="fisher")
     with pytest.raises(BadInput, match="does not spread bits"):

@@ -22,7 +22,7 @@ from bitwright.engine.calibration import calibration, sensitivities
 from bitwright.engine.estimate import BATCH, sequence_length, threads_for
 from bitwright.engine.job import Job
 from bitwright.engine.journal import Journal
-from bitwright.engine.plan import Plan, make_plan
+from bitwright.engine.plan import Plan, make_plan, refuse_unreachable
 from bitwright.engine.quantize import Progress, Run, block_part, table_part
 from bitwright.engine.verify import verified
 from bitwright.engine.workers import Workers, return_memory_at_once
@@ -57,7 +57,10 @@ def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> tuple
     structure = infer(skeleton(source.config))
     sequence_length(job, source)
     menu = settings.menu(job)
-    table = None if menu is None else sensitivities(job, menu, source, structure, progress)
+    table = None
+    if menu is not None:
+        refuse_unreachable(job, menu, source, structure)
+        table = sensitivities(job, menu, source, structure, progress)
     return source, structure, make_plan(job, source, structure, table)
 
 
