@@ -13,7 +13,7 @@ namespace {
 
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
-// Reads the plan of bitwright/runtime/engine.py.
+// Reads the plan of bitwright/runtime/plan.py.
 class PlanReader {
  public:
   explicit PlanReader(nb::handle source) : source_(source) {

@@ -1,18 +1,26 @@
 #include "cache.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace bitwright {
 // Codes of x [dim] at the places that `place` names; returns the scale.
 template <class Place> float Cache::quantize(const Steps& steps, const float* x, Place place) const {
   int8_t high[kMostDims], low[kMostDims];
-  const float scale = steps.digits(x, dim_, fine_ ? kLargestDigits : 127, high, low);
+  alignas(kVector) float padded[kMostDims];
+  pad(x, padded);
+  const float scale = steps.digits(padded, padded_, fine_ ? kLargestDigits : 127, high, low);
   for (int i = 0; i < dim_; i++) {
     uint8_t* at = place(i);
     at[0] = uint8_t((fine_ ? high[i] : high[i] * 128 + low[i]) + 128);
     if (fine_) at[plane()] = uint8_t(low[i] + 128);
   }
   return scale;
+}
+
+void Cache::pad(const float* x, float* out) const {
+  std::copy(x, x + dim_, out);
+  std::fill(out + dim_, out + padded_, 0.0f);
 }
 
 Cache::Cache(int layers, int kv_heads, int head_dim, bool fine)
@@ -47,48 +55,55 @@ void Cache::prefetch(const uint8_t* stream) const {
   for (size_t i = 0; i < (fine_ ? 2 : 1) * plane(); i += kVector) __builtin_prefetch(stream + i, 0, 2);
 }
 
-void Cache::attend(const Steps& steps, int layer, int kv_head, const float* query, int first, int last, float scale, float cap,
-                   AttentionScratch& scratch, float* out) const {
-  const int first_page = first / kPage, last_page = last / kPage, origin = first_page * kPage, count = last + 1 - origin;
-  scratch.scores.resize(size_t(last_page + 1 - first_page) * kPage);
+void Cache::attend(const Steps& steps, int layer, int kv_head, const Query* queries, int count, float scale, float cap,
+                   AttentionScratch& scratch) const {
+  int first = queries[0].first, last = queries[0].last;
+  for (int i = 1; i < count; i++) first = std::min(first, queries[i].first), last = std::max(last, queries[i].last);
+  const int first_page = first / kPage, pages = last / kPage + 1 - first_page, origin = first_page * kPage;
+  const size_t stride = size_t(pages) * kPage;
+  if (scratch.scores.size() < stride * count) scratch.scores.resize(stride * count);
   float* scores = scratch.scores.data();
-  Digits& x = scratch.digits;
-  const auto sums = [&](const uint8_t* codes, int quads, int tiles, float* to) {
-    steps.sums(codes, size_t(quads) * kVector, x, quads, tiles, to);
-    if (!fine_) return;
-    alignas(kVector) float low[kMostDims];
-    steps.sums(codes + plane(), size_t(quads) * kVector, x, quads, tiles, low);
-    for (int i = 0; i < tiles * kLanes; i++) to[i] = to[i] * 128 + low[i];
-  };
+  Digits* x = scratch.digits;
+  const size_t lower = fine_ ? plane() : 0;
 
-  alignas(kVector) float part[kMostDims];
-  std::fill(part, part + padded_, 0.0f);
-  std::copy(query, query + dim_, part);
-  steps.split(part, padded_, x);
-  for (int i = first_page; i <= last_page; i++) {
-    const Page p = page(i, layer, kv_head);
-    prefetch(i < last_page ? page(i + 1, layer, kv_head).keys : page(first_page, layer, kv_head).values);
-    float* to = scores + (i - first_page) * kPage;
-    sums(p.keys, padded_ / 4, (std::min(last + 1 - i * kPage, kPage) + kLanes - 1) / kLanes, to);
-    for (int j = 0; j < kPage; j++) to[j] *= x.step * scale * p.key_scale[j];
+  for (int i = 0; i < count; i++) {
+    alignas(kVector) float padded[kMostDims];
+    pad(queries[i].x, padded);
+    steps.split(padded, padded_, x[i]);
+    x[i].step *= scale;
   }
-  const int skip = first - origin;
-  if (cap > 0) steps.soft_cap(scores + skip, cap, count - skip);
-  const float total = steps.softmax(scores + skip, count - skip);
-  std::fill(scores, scores + skip, 0.0f);
-  std::fill(scores + count, scores + scratch.scores.size(), 0.0f);
+  for (int i = 0; i < pages; i++) {
+    const Page p = page(first_page + i, layer, kv_head);
+    prefetch(i + 1 < pages ? page(first_page + i + 1, layer, kv_head).keys : page(first_page, layer, kv_head).values);
+    const int tiles = (std::min(last + 1 - origin - i * kPage, kPage) + kLanes - 1) / kLanes;
+    steps.products({p.keys, size_t(padded_ / 4) * kVector, lower, padded_ / 4, tiles, p.key_scale}, x, count, scores + i * kPage,
+                   stride);
+  }
 
-  std::fill(out, out + dim_, 0.0f);
-  for (int i = first_page; i <= last_page; i++) {
-    const Page p = page(i, layer, kv_head);
-    if (i < last_page) prefetch(page(i + 1, layer, kv_head).values);
-    float weights[kPage];
-    for (int j = 0; j < kPage; j++) weights[j] = scores[(i - first_page) * kPage + j] * p.value_scale[j];
-    steps.split(weights, kPage, x);
-    sums(p.values, kPage / 4, padded_ / kLanes, part);
-    for (int j = 0; j < dim_; j++) out[j] += x.step * part[j];
+  float total[kQueries];
+  for (int i = 0; i < count; i++) {
+    float* row = scores + i * stride;
+    const int from = queries[i].first - origin, to = queries[i].last + 1 - origin;
+    if (cap > 0) steps.soft_cap(row + from, cap, to - from);
+    std::fill(row, row + from, -INFINITY);
+    std::fill(row + to, row + stride, -INFINITY);
+    total[i] = steps.softmax(row, int(stride));
   }
-  for (int d = 0; d < dim_; d++) out[d] /= total;
+
+  alignas(kVector) float sums[kQueries * kMostDims];
+  std::fill(sums, sums + count * padded_, 0.0f);
+  for (int i = 0; i < pages; i++) {
+    const Page p = page(first_page + i, layer, kv_head);
+    if (i + 1 < pages) prefetch(page(first_page + i + 1, layer, kv_head).values);
+    for (int j = 0; j < count; j++) {
+      float weights[kPage];
+      for (int k = 0; k < kPage; k++) weights[k] = scores[j * stride + i * kPage + k] * p.value_scale[k];
+      steps.split(weights, kPage, x[j]);
+    }
+    steps.products({p.values, kPage / 4 * kVector, lower, kPage / 4, padded_ / kLanes, nullptr}, x, count, sums, padded_);
+  }
+  for (int i = 0; i < count; i++)
+    for (int d = 0; d < dim_; d++) queries[i].out[d] = sums[size_t(i) * padded_ + d] / total[i];
 }
 
 }  // namespace bitwright

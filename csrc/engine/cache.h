@@ -2,7 +2,7 @@
 //   keys    [4 tiles of 16 positions][dims / 4][64]: a position is a row, so scores of 16 positions are one product
 //   values  [dims / 16][16 quads of positions][64]: a dim is a row, so a weighted sum is a product as well
 // Codes are stored + 128, because kernels want them unsigned; each position of a head has one scale for its key and one
-// for its value. A fine cache has a second plane of lower digits behind each, for about 15 bits. Positions past the end
+// for its value. A fine cache has a second plane of lower digits behind each, for about 14 bits. Positions past the end
 // may hold anything finite: their weight is zero. Queries and weights are always two digits.
 #pragma once
 #include <vector>
@@ -14,10 +14,19 @@ namespace bitwright {
 
 constexpr int kPage = 64;
 
+constexpr int kQueries = 16;  // that read a page together
+
+// One token's query of one head: x [dims], the positions it sees, and where the result goes.
+struct Query {
+  const float* x;
+  float* out;
+  int first, last;
+};
+
 // Scratch of one thread.
 struct AttentionScratch {
   std::vector<float> scores;
-  Digits digits;
+  Digits digits[kQueries];
 };
 
 class Cache {
@@ -27,9 +36,9 @@ class Cache {
   void reserve(int positions);
   void write(const Steps& steps, int position, int layer, int kv_head, const float* key, const float* value);
 
-  // out [head_dim] of one query head over positions [first, last].
-  void attend(const Steps& steps, int layer, int kv_head, const float* query, int first, int last, float scale, float cap,
-              AttentionScratch& scratch, float* out) const;
+  // Up to kQueries queries that share a kv head.
+  void attend(const Steps& steps, int layer, int kv_head, const Query* queries, int count, float scale, float cap,
+              AttentionScratch& scratch) const;
 
   size_t bytes() const { return pages_.size() * page_bytes_; }
 
@@ -40,6 +49,7 @@ class Cache {
   };
   Page page(int index, int layer, int kv_head) const;
   void prefetch(const uint8_t* stream) const;
+  void pad(const float* x, float* out) const;
   size_t plane() const { return size_t(kPage) * padded_; }
   template <class Place> float quantize(const Steps& steps, const float* x, Place place) const;
 

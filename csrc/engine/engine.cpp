@@ -262,15 +262,22 @@ void Engine::cache_and_rotate(int index, int worker, int workers) {
   }
 }
 
+// Queries in the order of their kv heads: every worker has an even share of them, and few kv heads to read.
 void Engine::attention(int index, int worker, int workers) {
   const Layer& l = plan_.layers[index];
-  const int dim = plan_.head_dim, share = plan_.heads / plan_.kv_heads;
-  for (int i = worker; i < count_ * plan_.heads; i += workers) {
-    const int last = position_ + i / plan_.heads;
-    const int first = l.window > 0 ? std::max(0, last + 1 - l.window) : 0;
-    const size_t at = size_t(i) * dim;
-    cache_.attend(level_->steps, index, i % plan_.heads / share, q_.data() + at, first, last, plan_.attention_scale,
-                  plan_.attention_cap, workers_[worker].attention, mixed_.data() + at);
+  const int dim = plan_.head_dim, share = plan_.heads / plan_.kv_heads, per_head = count_ * share;
+  const int end = part(count_ * plan_.heads, worker + 1, workers);
+  for (int i = part(count_ * plan_.heads, worker, workers); i < end;) {
+    const int kv = i / per_head, stop = std::min({end, (kv + 1) * per_head, i + kQueries});
+    Query queries[kQueries];
+    int count = 0;
+    for (; i < stop; i++) {
+      const int token = i % per_head / share, last = position_ + token;
+      const size_t at = (size_t(token) * plan_.heads + kv * share + i % share) * dim;
+      queries[count++] = {q_.data() + at, mixed_.data() + at, l.window > 0 ? std::max(0, last + 1 - l.window) : 0, last};
+    }
+    cache_.attend(level_->steps, index, kv, queries, count, plan_.attention_scale, plan_.attention_cap,
+                  workers_[worker].attention);
   }
 }
 

@@ -115,6 +115,9 @@ struct Policy {
     return half(index.low) | uint64_t(half(index.high)) << 32;
   }
 
+  static V plus(V a, V b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+  static V all32(int32_t c) { return {_mm256_set1_epi32(c), _mm256_set1_epi32(c)}; }
+
   static F to_float(V v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
   static F half(const uint16_t* p) {
     const auto* v = reinterpret_cast<const __m128i*>(p);
@@ -131,6 +134,18 @@ struct Policy {
     for (int i = 0; i < n; i++) p[i] = rows[i];
   }
 
+  static float top(const float* x, int n) {
+    F top = loadf(x);
+    for (int i = kLanes; i < n; i += kLanes) {
+      const F f = loadf(x + i);
+      top = {_mm256_max_ps(top.low, f.low), _mm256_max_ps(top.high, f.high)};
+    }
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, _mm256_max_ps(top.low, top.high));
+    float most = lanes[0];
+    for (float v : lanes) most = v > most ? v : most;
+    return most;
+  }
   static float amax(const float* x, int n) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     F top = all(0);
@@ -164,7 +179,6 @@ struct Policy {
   }
 
  private:
-  static V plus(V a, V b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
   static V plus16(V a, V b) { return {_mm256_add_epi16(a.low, b.low), _mm256_add_epi16(a.high, b.high)}; }
   static V pairs(V codes, V q) { return {_mm256_maddubs_epi16(codes.low, q.low), _mm256_maddubs_epi16(codes.high, q.high)}; }
   static V widen(V acc, V s) {

@@ -155,6 +155,11 @@ struct Policy {
   static void storef(float* p, F f) { _mm512_storeu_ps(p, f); }
   static void store_some(float* p, F f, int n) { _mm512_mask_storeu_ps(p, __mmask16((1 << n) - 1), f); }
 
+  static float top(const float* x, int n) {
+    F top = loadf(x);
+    for (int i = kLanes; i < n; i += kLanes) top = _mm512_max_ps(top, loadf(x + i));
+    return _mm512_reduce_max_ps(top);
+  }
   static float amax(const float* x, int n) {
     F top = all(0);
     for (int i = 0; i < n; i += kLanes) top = _mm512_max_ps(top, _mm512_abs_ps(loadf(x + i)));
@@ -171,8 +176,22 @@ struct Policy {
     return _mm512_reduce_add_epi32(total);
   }
 
- private:
   static V plus(V a, V b) { return _mm512_add_epi32(a, b); }
+  static V all32(int32_t c) { return _mm512_set1_epi32(c); }
+
+  // x * inverse as high * 128 + low: [quad][high, low][4] and the sums of either.
+  static void split(const float* x, int n, float inverse, int8_t* quads, int32_t& high_sum, int32_t& low_sum) {
+    V high = zero(), low = zero();
+    for (int i = 0; i < n; i += kLanes, quads += 2 * kLanes) {
+      const V v = _mm512_cvtps_epi32(mul(loadf(x + i), all(inverse)));
+      const V h = _mm512_srai_epi32(plus(v, all32(64)), 7), l = _mm512_sub_epi32(v, _mm512_slli_epi32(h, 7));
+      high = plus(high, h), low = plus(low, l);
+      const __m128i a = _mm512_cvtepi32_epi8(h), b = _mm512_cvtepi32_epi8(l);
+      auto* to = reinterpret_cast<__m128i*>(quads);
+      _mm_storeu_si128(to, _mm_unpacklo_epi32(a, b)), _mm_storeu_si128(to + 1, _mm_unpackhi_epi32(a, b));
+    }
+    high_sum = _mm512_reduce_add_epi32(high), low_sum = _mm512_reduce_add_epi32(low);
+  }
 };
 
 extern const Kernels kernels;

@@ -88,6 +88,18 @@ struct Policy {
     return m;
   }
 
+  static V plus(const V& x, const V& y) {
+    uint32_t a[kLanes], b[kLanes];
+    std::memcpy(a, x.b, kVector), std::memcpy(b, y.b, kVector);
+    for (int i = 0; i < kLanes; i++) a[i] += b[i];
+    return load(a);
+  }
+  static V all32(int32_t c) {
+    int32_t a[kLanes];
+    for (int32_t& lane : a) lane = c;
+    return load(a);
+  }
+
   static F to_float(V v) {
     int32_t a[kLanes];
     std::memcpy(a, v.b, kVector);
@@ -110,6 +122,11 @@ struct Policy {
   static void storef(float* p, const F& f) { store_some(p, f, kLanes); }
   static void store_some(float* p, const F& f, int n) { std::memcpy(p, f.f, size_t(n) * sizeof(float)); }
 
+  static float top(const float* x, int n) {
+    float top = x[0];
+    for (int i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
+    return top;
+  }
   static float amax(const float* x, int n) {
     float top = 0;
     for (int i = 0; i < n; i++) top = std::fabs(x[i]) > top ? std::fabs(x[i]) : top;

@@ -22,33 +22,6 @@ static void scale_by(const float* x, float factor, const float* weight, float* y
 // Half to even for |x| below 2^22; vectorizes everywhere, which calls of the library's rounding do not.
 inline float rounded(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-static float largest(const float* x, int n, bool magnitude) {
-  float lanes[kLanes];
-  for (int j = 0; j < kLanes; j++) lanes[j] = magnitude ? 0.0f : x[0];
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int j = 0; j < kLanes; j++) {
-      const float v = magnitude ? __builtin_fabsf(x[i + j]) : x[i + j];
-      lanes[j] = v > lanes[j] ? v : lanes[j];
-    }
-  for (int j = 0; i < n; i++, j++) {
-    const float v = magnitude ? __builtin_fabsf(x[i]) : x[i];
-    lanes[j] = v > lanes[j] ? v : lanes[j];
-  }
-  float top = lanes[0];
-  for (int j = 1; j < kLanes; j++) top = lanes[j] > top ? lanes[j] : top;
-  return top;
-}
-
-static float digits(const float* x, int n, int largest_value, int8_t* high, int8_t* low) {
-  const float step = largest(x, n, true) / float(largest_value), inverse = step > 0 ? 1.0f / step : 0.0f;
-  for (int i = 0; i < n; i++) {
-    const int v = int(rounded(x[i] * inverse)), h = (v + 64) >> 7;
-    high[i] = int8_t(h), low[i] = int8_t(v - h * 128);
-  }
-  return step;
-}
-
 static void add(const float* x, float* y, int n) {
   for (int i = 0; i < n; i++) y[i] += x[i];
 }
@@ -92,14 +65,13 @@ static void soft_cap(float* x, float cap, int n) {
   for (int i = 0; i < n; i++) x[i] = cap * tanh_of(x[i] / cap);
 }
 
-static float softmax(float* x, int n) {
-  const float top = largest(x, n, false);
+template <class P> float softmax(float* x, int n) {
+  const float top = P::top(x, n);
   for (int i = 0; i < n; i++) x[i] = exponential(x[i] - top);
-  float lanes[kLanes] = {};
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int j = 0; j < kLanes; j++) lanes[j] += x[i + j];
-  for (int j = 0; i < n; i++, j++) lanes[j] += x[i];
+  F<P> sum = P::all(0);
+  for (int i = 0; i < n; i += kLanes) sum = P::sum(sum, P::loadf(x + i));
+  float lanes[kLanes];
+  P::storef(lanes, sum);
   return lane_sum(lanes);
 }
 
@@ -118,47 +90,8 @@ static void float_tile(const float* tile, const float* x, int columns, float* y)
   for (int j = 0; j < kLanes; j++) y[j] = lanes[j];
 }
 
-// Sums of (code - 128) * x in N tiles that lie `stride` bytes apart; x is digits.
-template <class P, int N>
-void tile_sums(const uint8_t* codes, size_t stride, const Digits& x, int quads, float* out) {
-  V<P> sum[N][2];
-  if constexpr (P::expands) {
-#pragma GCC unroll 4
-    for (int i = 0; i < N; i++) sum[i][0] = sum[i][1] = P::zero();
-    const int8_t* q = x.quads;
-    for (int k = 0; k < quads; k++, codes += kVector, q += 8)
-#pragma GCC unroll 4
-      for (int i = 0; i < N; i++) {
-        const V<P> c = P::load_once(codes + i * stride);
-        sum[i][0] = P::dot(sum[i][0], c, P::quad(q)), sum[i][1] = P::dot(sum[i][1], c, P::quad(q + 4));
-      }
-  } else {
-    for (int i = 0; i < N; i++) P::template product<2>(codes + i * stride, x.quads, quads, true, sum[i]);
-  }
-  for (int i = 0; i < N; i++, out += kLanes) {
-    alignas(kVector) int32_t high[kLanes], low[kLanes];
-    P::store(high, sum[i][0]), P::store(low, sum[i][1]);
-    for (int j = 0; j < kLanes; j++) out[j] = float((high[j] - 128 * x.high_sum) * 128 + (low[j] - 128 * x.low_sum));
-  }
-}
-
-template <class P> void sums(const uint8_t* codes, size_t stride, const Digits& x, int quads, int tiles, float* out) {
-  for (; tiles >= 4; tiles -= 4, codes += 4 * stride, out += 4 * kLanes) tile_sums<P, 4>(codes, stride, x, quads, out);
-  for (; tiles; tiles--, codes += stride, out += kLanes) tile_sums<P, 1>(codes, stride, x, quads, out);
-}
-
-static void split(const float* x, int n, Digits& d) {
-  int8_t high[kMostDims], low[kMostDims];
-  d.step = digits(x, n, kLargestDigits, high, low);
-  d.high_sum = d.low_sum = 0;
-  for (int i = 0; i < n; i++) d.high_sum += high[i], d.low_sum += low[i];
-  for (int i = n; i % 4; i++) high[i] = low[i] = 0;
-  for (int i = 0; i < n; i += 4) {
-    __builtin_memcpy(d.quads + 2 * i, high + i, 4);
-    __builtin_memcpy(d.quads + 2 * i + 4, low + i, 4);
-  }
-}
+#include "attention.inl"
 
 template <class P> constexpr Steps steps_of() {
-  return {sum_squares, scale_by, add, silu, gelu, soft_cap, softmax, rotate, float_tile, digits, split, sums<P>};
+  return {sum_squares, scale_by, add, silu, gelu, soft_cap, softmax<P>, rotate, float_tile, digits<P>, split<P>, products<P>};
 }

@@ -75,6 +75,14 @@ struct Digits {
   int32_t high_sum, low_sum;
 };
 
+// Rows of codes + 128 in tiles: [tiles][quads][16][4]. The codes may be high digits, with the low ones in a second plane.
+struct CodeRows {
+  const uint8_t* codes;
+  size_t stride, lower;  // bytes between tiles, and to the plane of low digits (0: there is none)
+  int quads, tiles;
+  const float* scale;  // of each row; null: 1, and products are added to what is there
+};
+
 // Float steps of the engine. Sums run over 16 lanes in a fixed order, so that every level gives the same bits.
 struct Steps {
   float (*sum_squares)(const float* x, int n);
@@ -83,14 +91,15 @@ struct Steps {
   void (*silu)(const float* gate, float* y, int n);                                      // y *= silu(gate)
   void (*gelu)(const float* gate, float* y, int n);                                      // y *= gelu(gate), by tanh
   void (*soft_cap)(float* x, float cap, int n);                                          // x = cap * tanh(x / cap)
-  float (*softmax)(float* x, int n);  // x = exp(x - max x), not normalized; returns their sum
+  // x = exp(x - max x), not normalized; returns their sum. -inf becomes 0; n is a multiple of 16.
+  float (*softmax)(float* x, int n);
   void (*rotate)(float* x, const float* cosine, const float* sine, int half);
   void (*float_tile)(const float* tile, const float* x, int columns, float* y);  // y[16] of a tile [columns][16]
-  // x as (high * 128 + low) * step with |x / step| up to `largest`; returns step.
+  // x as (high * 128 + low) * step with |x / step| up to `largest`; returns step. Here and below n is a multiple of 16.
   float (*digits)(const float* x, int n, int largest, int8_t* high, int8_t* low);
   void (*split)(const float* x, int n, Digits& digits);
-  // out [tiles][16]: sums of (code - 128) * x over column quads, in steps of x; tiles lie `stride` bytes apart
-  void (*sums)(const uint8_t* codes, size_t stride, const Digits& x, int quads, int tiles, float* out);
+  // out [count][tiles][16], a vector's `stride` floats apart: scale * (rows * x) for `count` vectors x.
+  void (*products)(const CodeRows& rows, const Digits* x, int count, float* out, size_t stride);
 };
 
 struct Kernels {

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitwright.protocols import Term
-from bitwright.runtime.engine import Plan
+from bitwright.runtime.plan import Plan
 
 Floats = NDArray[np.float32]
 

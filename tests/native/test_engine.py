@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 
 from bitwright import _core
-from bitwright.errors import BadInput
+from bitwright.errors import BadInput, Refused
 from bitwright.formats.integer import Integer
 from bitwright.runtime import engine
 from bitwright.runtime.linear import QEmbedding, QLinear, TiedHead
+from bitwright.runtime.plan import refusal
 from bitwright.solvers.rtn import Rtn
 
 transformers = pytest.importorskip("transformers")
@@ -83,9 +85,7 @@ def pack(model: Any) -> Any:
 
 
 def built(model: Any, **options: Any) -> engine.Engine:
-    made = engine.build(model, **options)
-    assert isinstance(made, engine.Engine), made
-    return made
+    return engine.build(model, **options)
 
 
 def text(count: int) -> list[int]:
@@ -219,4 +219,16 @@ def test_what_does_not_fit() -> None:
         made.core.forward([VOCABULARY])
     with pytest.raises(ValueError, match="context"):
         made.core.forward([1] * 401)
-    assert "knows llama" in str(engine.build(nn.Linear(2, 2)))
+    with pytest.raises(Refused, match="this is gpt2"):
+        engine.build(SimpleNamespace(config=transformers.GPT2Config()))
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    assert "of type dynamic" in str(refusal(transformers.LlamaConfig(**SIZES, rope_parameters=dynamic)))
+    assert refusal(transformers.Gemma3TextConfig(**SIZES)) is None
+
+
+def test_as_a_module_it_maps_texts_to_logits() -> None:
+    model, ids = pack(model_of("llama")), text(60)
+    module = engine.Compiled(built(model))
+    logits = module(torch.tensor([ids[:30], ids[30:]])).logits
+    assert torch.equal(logits[1], module(torch.tensor([ids[30:]])).logits[0])
+    assert torch.equal(logits[0], built(model).logits(ids[:30], every=True))

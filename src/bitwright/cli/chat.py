@@ -25,12 +25,12 @@ def chat(
 ) -> None:
     """Talk with a model by its own chat template. /quit ends; Ctrl-C ends the answer, a second one the session."""
     from bitwright.cli.subject import open_subject
-    from bitwright.runtime.generate import Sampling, chat_ids, generator, stream
+    from bitwright.runtime.generate import Sampling, chat_ids, stream
 
     sampling = Sampling(temperature, top_p, seed)
     set_threads(threads)
-    subject = open_subject(path, "int8")
-    tokenizer, speaker = subject.tokenizer(), generator(subject.load(), engine)
+    subject = open_subject(path, engine=engine)
+    tokenizer, speaker = subject.tokenizer(), subject.speaker()
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     answers: list[dict[str, Any]] = []
     # a model without a template is refused before anything is typed

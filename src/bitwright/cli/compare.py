@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bitwright.cli.evaluate import KEPT, Activations, Plot, TextFile, Windows
+from bitwright.cli.generate import EngineOption
 from bitwright.cli.output import Json, Threads, interruptible, note, print_json, progress, quiet_stdout
 from bitwright.errors import BadInput
 
@@ -17,6 +18,7 @@ def compare(
     text: TextFile = None,
     windows: Windows = None,
     activations: Activations = "int8",
+    engine: EngineOption = "auto",
     plot: Plot = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table as Markdown.")] = None,
     threads: Threads = None,
@@ -35,7 +37,7 @@ def compare(
     check_plot(plot)
     if markdown is not None and not markdown.parent.is_dir():
         raise BadInput(f"--markdown {markdown}: there is no folder {markdown.parent}, make it first.")
-    subjects = [open_subject(path, activations) for path in paths]
+    subjects = [open_subject(path, activations, engine) for path in paths]
     reference = next((subject for subject in subjects if not subject.packed), None)
     told = f"compared with {reference.name}" if reference else ""
     if reference is None:

@@ -57,7 +57,7 @@ def _measure(out: Path) -> Subject:
     from bitwright.cli.subject import open_subject
 
     note("\n2. measuring it beside the float model, on a text that comes with Python")
-    packed, float_model = open_subject(str(out), "int8"), open_subject(MODEL, "int8")
+    packed, float_model = open_subject(str(out)), open_subject(MODEL)
     with progress() as step:
         found = measure([float_model, packed], float_model, None, WINDOWS, step)
     rows = list(found.values())
@@ -67,10 +67,10 @@ def _measure(out: Path) -> Subject:
 
 def _speak(subject: Subject) -> None:
     from bitwright.cli.generate import write_pieces
-    from bitwright.runtime.generate import chat_ids, generator, stream
+    from bitwright.runtime.generate import chat_ids, stream
 
     note("\n3. the quantized model answers")
-    tokenizer, speaker = subject.tokenizer(), generator(subject.load())
+    tokenizer, speaker = subject.tokenizer(), subject.speaker()
     for question in QUESTIONS:
         print(f"> {question}")
         ids = chat_ids(tokenizer, [{"role": "user", "content": question}])

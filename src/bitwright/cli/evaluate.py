@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bitwright.cli.generate import EngineOption
 from bitwright.cli.output import Json, Threads, interruptible, note, print_json, progress, quiet_stdout
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def evaluate(
     tasks_data: Annotated[Path | None, typer.Option(help="Folder with the files of the tasks.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task; default: all.")] = None,
     activations: Activations = "int8",
+    engine: EngineOption = "auto",
     recalibrate: Annotated[bool, typer.Option(help="Also fit the temperature that repairs the confidence.")] = False,
     plot: Plot = None,
     threads: Threads = None,
@@ -46,11 +48,11 @@ def evaluate(
 
     set_threads(threads)
     check_plot(plot)
-    subject = open_subject(path, activations)
+    subject = open_subject(path, activations, engine)
     if against is None:
         reference, told = parent_of(subject)
     else:
-        reference, told = open_subject(against, "float"), f"compared with {against}"
+        reference, told = open_subject(against), f"compared with {against}"
     with interruptible(KEPT), quiet_stdout(json):
         with progress() as step:
             found = measure([subject], reference, text, windows, step)
@@ -83,7 +85,12 @@ def _tasks(subject: Subject, names: str, data: Path | None, limit: int | None) -
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     note(f"tasks: {', '.join(wanted)}")
     return run_tasks(
-        subject.load(), subject.tokenizer(), wanted, data=data, limit=limit, max_positions=subject.positions or 2048
+        subject.speaker().module,
+        subject.tokenizer(),
+        wanted,
+        data=data,
+        limit=limit,
+        max_positions=subject.positions or 2048,
     )
 
 

@@ -35,14 +35,14 @@ def generate(
 ) -> None:
     """Continue a text, printing it as it comes; speed and memory at the end, on stderr."""
     from bitwright.cli.subject import open_subject
-    from bitwright.runtime.generate import Sampling, generator, stream
+    from bitwright.runtime.generate import Sampling, stream
 
     sampling = Sampling(temperature, top_p, seed)
     set_threads(threads)
-    subject = open_subject(path, "int8")
+    subject = open_subject(path, engine=engine)
     tokenizer = subject.tokenizer()
     ids = list(tokenizer(prompt)["input_ids"])
-    speaker = generator(subject.load(), engine)
+    speaker = subject.speaker()
     told = write_pieces(stream(speaker, tokenizer, ids, max_tokens=max_tokens, sampling=sampling), to_stderr=json)
     note(f"[{speaker.why}]")
     if json:

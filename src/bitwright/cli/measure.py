@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bitwright.evaluate.result import Result
-    from bitwright.evaluate.run import Recalibration
+    from bitwright.evaluate.run import Candidate, Recalibration
     from bitwright.report.tables import Row
 
 SPEED_TOKENS = 24  # generated for a speed, after a prompt of 16
@@ -57,7 +57,7 @@ def measure(
 ) -> dict[str, Measured]:
     """Every subject on the same windows of a text; finished windows are kept for the next time."""
     from bitwright.evaluate.protocol import load_text, prepare
-    from bitwright.evaluate.run import Candidate, compare
+    from bitwright.evaluate.run import compare
     from bitwright.models.cache import cache_folder
 
     by_name = {subject.name: subject for subject in subjects}
@@ -72,7 +72,7 @@ def measure(
     )
     for subject in by_name.values():
         _keep_apart(subject, windows, protocol.text)
-    candidates = {name: Candidate(subject.load, subject.fingerprint) for name, subject in by_name.items()}
+    candidates = {name: _candidate(subject) for name, subject in by_name.items()}
     step("windows", 0, len(windows))
     results = compare(
         candidates,
@@ -102,21 +102,26 @@ def _keep_apart(subject: Subject, windows: Tensor, text: str) -> None:
         )
 
 
+def _candidate(subject: Subject) -> Candidate:
+    from bitwright.evaluate.run import Candidate
+
+    return Candidate(lambda: subject.speaker().module, subject.fingerprint, subject.engine)
+
+
 def recalibration(subject: Subject, text: Path | None, limit: int | None) -> Recalibration:
     """The temperature fitted on the first window, and what it does on the others."""
     from bitwright.evaluate.protocol import load_text, prepare
     from bitwright.evaluate.run import recalibrate
 
     windows = prepare(subject.tokenizer(), load_text(text), max_positions=subject.positions, limit=limit)[1]
-    return recalibrate(subject.load(), windows)
+    return recalibrate(subject.speaker().module, windows)
 
 
 def speed(subject: Subject, ids: list[int]) -> float:
     """Tokens a second while generating: the median of three runs after a short prompt."""
     from bitwright.evaluate.speed import generation_speed
-    from bitwright.runtime.generate import generator
 
-    speaker = generator(subject.load())
+    speaker = subject.speaker()
     return generation_speed(lambda: sum(1 for _ in speaker.tokens(ids[:SPEED_PROMPT], SPEED_TOKENS))).median
 
 
@@ -132,7 +137,9 @@ def print_measured(rows: Sequence[Measured], told: str) -> None:
 
 def protocol_line(rows: Sequence[Measured], activations: str) -> str:
     """What was measured on, for the foot of a table."""
-    return f"{rows[0].result.protocol}; {activations} activations"
+    native = [row.result.name for row in rows if row.result.engine == "native"]
+    engines = f"; compiled engine for {', '.join(native)}" if native else ""
+    return f"{rows[0].result.protocol}; {activations} activations{engines}"
 
 
 def check_plot(path: Path | None) -> None:

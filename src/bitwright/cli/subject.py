@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from bitwright.errors import BitwrightError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from bitwright.artifact.layout import Calibration
     from bitwright.models.source import Source
+    from bitwright.runtime.generate import EngineChoice, Generator
     from bitwright.runtime.linear import Activations
 
 FLOAT16 = 2  # bytes a weight by which a float model that was stored otherwise is counted
@@ -24,7 +25,7 @@ FLOAT16 = 2  # bytes a weight by which a float model that was stored otherwise i
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that may be measured; nothing heavy happens before `load`."""
+    """A model that may be measured; nothing heavy happens before `speaker`."""
 
     name: str
     packed: bool
@@ -32,16 +33,17 @@ class Subject:
     stored_bits: float | None  # a weight in the blocks; None if the folder has lost its manifest
     fingerprint: str | None  # weights and arithmetic
     positions: int | None  # longest input
-    load: Callable[[], PreTrainedModel]
+    engine: str  # "native" or "torch"
+    speaker: Callable[[], Generator]
     tokenizer: Callable[[], PreTrainedTokenizerBase]
     parent: tuple[str, str] | None  # name and digest of the float model it was made from
     calibration: Calibration | None  # the text it has seen
 
 
-def open_subject(path: str, activations: Activations) -> Subject:
-    """A bitwright folder or a float source, checked but not loaded."""
+def open_subject(path: str, activations: Activations = "int8", engine: EngineChoice = "auto") -> Subject:
+    """A bitwright folder or a float source, checked but not loaded. Float models always run in torch."""
     if is_packed(Path(path)):
-        return _packed(Path(path), path, activations)
+        return _packed(Path(path), path, activations, engine)
     from bitwright.models.source import open_source
 
     return _float(open_source(path))
@@ -75,10 +77,11 @@ def parent_of(subject: Subject) -> tuple[Subject | None, str]:
     return _float(source), f"compared with {name}, the float model it was made from"
 
 
-def _packed(path: Path, name: str, activations: Activations) -> Subject:
+def _packed(path: Path, name: str, activations: Activations, choice: EngineChoice) -> Subject:
     from bitwright.artifact.read import open_artifact
     from bitwright.models.folder import read_tokenizer
-    from bitwright.runtime.load import load
+    from bitwright.runtime.generate import generator, why_torch
+    from bitwright.runtime.load import load, read_config
     from bitwright.spec import fingerprint
 
     artifact = open_artifact(path)
@@ -86,14 +89,17 @@ def _packed(path: Path, name: str, activations: Activations) -> Subject:
     hashes = None if manifest is None else [row.sha256 for row in manifest.files if row.name.endswith(".safetensors")]
     lineage = {} if manifest is None else manifest.lineage
     known = isinstance(lineage.get("name"), str) and isinstance(lineage.get("digest"), str)
+    engine = "native" if why_torch(read_config(artifact.config), {activations}, choice) is None else "torch"
+    arithmetic = {"activations": activations, "engine": engine}
     return Subject(
         name=name,
         packed=True,
         file_bytes=artifact.file_bytes(),
         stored_bits=None if manifest is None else manifest.totals.stored_bits_per_weight,
-        fingerprint=None if hashes is None else fingerprint({"files": hashes, "activations": activations}),
+        fingerprint=None if hashes is None else fingerprint({"files": hashes, **arithmetic}),
         positions=_positions(artifact.config),
-        load=cache(lambda: load(path, activations)),
+        engine=engine,
+        speaker=cache(lambda: generator(load(path, activations), choice)),
         tokenizer=cache(lambda: read_tokenizer(path)),
         parent=(str(lineage["name"]), str(lineage["digest"])) if known else None,
         calibration=None if manifest is None else manifest.calibration,
@@ -101,6 +107,7 @@ def _packed(path: Path, name: str, activations: Activations) -> Subject:
 
 
 def _float(source: Source) -> Subject:
+    from bitwright.runtime.generate import generator
     from bitwright.runtime.load import load_float
 
     return Subject(
@@ -110,7 +117,8 @@ def _float(source: Source) -> Subject:
         stored_bits=8.0 * FLOAT16,
         fingerprint=f"float32-{source.digest()}",
         positions=_positions(source.config.to_dict()),
-        load=cache(lambda: load_float(source.name)),
+        engine="torch",
+        speaker=cache(lambda: generator(load_float(source.name))),
         tokenizer=cache(source.tokenizer),
         parent=None,
         calibration=None,

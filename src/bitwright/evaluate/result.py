@@ -31,6 +31,7 @@ class Result:
     windows: tuple[TokenScores, ...]
     seconds: float  # in this model, the reference not counted
     peak_rss_bytes: int  # of the process: everything that was loaded in it
+    engine: str = "torch"  # what computed the logits: "torch", or "native" for the compiled engine
     reference: Result | None = None
 
     @cached_property
@@ -88,7 +89,7 @@ class Result:
             **self._against_reference(),
             "seconds": self.seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
-            "protocol": self.protocol.to_json(),
+            "protocol": {**self.protocol.to_json(), "engine": self.engine},
         }
 
     def _against_reference(self) -> dict[str, Any]:

@@ -28,12 +28,13 @@ Progress = Callable[[int, int], None]
 class Candidate:
     """A model to be measured: the module, or a function that loads it when the first window needs it.
 
-    `fingerprint` names weights *and* arithmetic (hash of the artifact, int8 or float activations) for the cache;
-    None: this model is measured anew every time.
+    `fingerprint` names weights *and* arithmetic (hash of the artifact, activations, engine) for the cache;
+    None: this model is measured anew every time. `engine` is told in the result.
     """
 
     model: nn.Module | Callable[[], nn.Module]
     fingerprint: str | None = None
+    engine: str = "torch"
 
 
 def evaluate(
@@ -85,6 +86,7 @@ def compare(
             tuple(run.scores),
             run.seconds,
             peak,
+            candidates[name].engine,
             results[reference] if reference not in (None, name) else None,
         )
     return {name: results[name] for name in candidates}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitwright.errors import BadField, BadInput, Refused
 from bitwright.runtime import native
-from bitwright.runtime.engine import Engine, build
-from bitwright.runtime.linear import QLinear
+from bitwright.runtime.engine import Compiled, Engine, build
+from bitwright.runtime.linear import Activations, QLinear
+from bitwright.runtime.plan import refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,11 @@ class Generator:
     engine: Engine | None
     why: str
 
+    @property
+    def module(self) -> nn.Module:
+        """What maps ids int64 [B, T] to an object with `.logits` [B, T, V]."""
+        return self.model if self.engine is None else Compiled(self.engine)
+
     def tokens(
         self, ids: Sequence[int], limit: int, sampling: Sampling = GREEDY, stop: frozenset[int] = frozenset()
     ) -> Iterator[int]:
@@ -61,18 +67,34 @@ class Generator:
 
 def generator(model: PreTrainedModel, choice: EngineChoice = "auto") -> Generator:
     """How to generate with a model. "native" insists on the compiled engine: `Refused` says why it cannot run this."""
+    reason = why_torch(model.config, {m.activations for m in model.modules() if isinstance(m, QLinear)}, choice)
+    if reason is not None:
+        return Generator(model, None, reason)
+    engine = build(model, torch.get_num_threads(), fine_cache=True)
+    return Generator(model, engine, f"compiled engine, {native.level()} kernels")
+
+
+def why_torch(config: Any, activations: Set[Activations], choice: EngineChoice) -> str | None:
+    """Why a model of this transformers config runs in torch; None where the compiled engine runs it.
+
+    `activations` are those of its packed layers. `Refused` where the choice is "native" and the engine cannot.
+    """
     if choice == "torch":
-        return Generator(model, None, "torch: asked for")
-    if not any(isinstance(module, QLinear) for module in model.modules()):
-        engine: Engine | str = "torch: its weights are not packed"
-    else:
-        # Keys and values in 15 bits: what `evaluate` measures has a float cache.
-        engine = build(model, torch.get_num_threads(), fine_cache=True)
-    if isinstance(engine, Engine):
-        return Generator(model, engine, f"compiled engine, {native.level()} kernels")
-    if choice == "native":
-        raise Refused(f"the compiled engine cannot run this model ({engine}): use --engine auto.")
-    return Generator(model, None, engine)
+        return "torch: asked for"
+    reason = _obstacle(config, activations)
+    if reason is not None and choice == "native":
+        raise Refused(f"the compiled engine cannot run this model ({reason}): use --engine auto.")
+    return reason
+
+
+def _obstacle(config: Any, activations: Set[Activations]) -> str | None:
+    if not activations:
+        return "torch: its weights are not packed"
+    if "float" in activations:
+        return "torch: float activations were asked for"
+    usable, reason = native.available()
+    refused = refusal(config)
+    return reason if not usable else None if refused is None else f"torch: {refused}"
 
 
 def stream(

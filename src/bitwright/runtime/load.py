@@ -15,10 +15,14 @@ from bitwright.runtime.linear import Activations, QEmbedding, QExperts, QLinear,
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from bitwright.artifact.layout import Quantization
     from bitwright.artifact.read import Artifact
+
+
+UNBUILDABLE = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""What transformers raises at a config that makes no sense."""
 
 
 def load(path: str | Path, activations: Activations = "int8") -> PreTrainedModel:
@@ -71,19 +75,28 @@ def assemble(
     return model
 
 
-def _skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
-    """The modules that config.json describes; what transformers cannot make of it is the artifact's fault."""
+def read_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """What transformers makes of an artifact's config.json; `BadArtifact` if that is nothing."""
     from transformers import AutoConfig
-
-    from bitwright.models.skeleton import skeleton
 
     own = {key: value for key, value in config.items() if key not in ("quantization_config", "model_type")}
     try:
-        return skeleton(AutoConfig.for_model(config["model_type"], **own))
-    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise BadArtifact(
-            f"config.json describes no model that can be built ({error}): copy the artifact again."
-        ) from None
+        return AutoConfig.for_model(config["model_type"], **own)
+    except UNBUILDABLE as error:
+        raise _not_a_model(error) from None
+
+
+def _skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
+    from bitwright.models.skeleton import skeleton
+
+    try:
+        return skeleton(read_config(config))
+    except UNBUILDABLE as error:
+        raise _not_a_model(error) from None
+
+
+def _not_a_model(error: Exception) -> BadArtifact:
+    return BadArtifact(f"config.json describes no model that can be built ({error}): copy the artifact again.")
 
 
 def _generation_config(model: PreTrainedModel, artifact: Artifact) -> None:
