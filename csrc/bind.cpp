@@ -1,4 +1,5 @@
 // The Python module `bitwright._core`.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -10,6 +11,7 @@
 #include "bind.h"
 #include "dispatch.h"
 #include "reference.h"
+#include "scores.h"
 #include "team.h"
 
 namespace bitwright {
@@ -137,6 +139,34 @@ nb::tuple quantize(const Rows& x, int group) {
                         owned_array(std::move(sum), {count, groups}));
 }
 
+using Parent = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+nb::dict score(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits,
+               nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> targets, std::optional<Parent> parent,
+               int threads) {
+  const size_t rows = logits.shape(0), columns = logits.shape(1);
+  if (targets.shape(0) != rows || columns == 0) throw nb::value_error("there must be one target a row");
+  for (size_t i = 0; i < rows; i++)
+    if (targets.data()[i] < 0 || size_t(targets.data()[i]) >= columns) throw nb::value_error("a target lies outside the vocabulary");
+  if (parent && (parent->shape(0) != rows || parent->shape(1) != columns)) throw nb::value_error("the parent has another shape");
+  Memory<float> nll = allocate<float>(rows), confidence = allocate<float>(rows), entropy = allocate<float>(rows);
+  Memory<float> power = allocate<float>(rows), divergence = allocate<float>(rows);
+  Memory<int32_t> top1 = allocate<int32_t>(rows);
+  {
+    nb::gil_scoped_release released;
+    score_rows(level(), logits.data(), int(rows), int(columns), targets.data(), parent ? parent->data() : nullptr,
+               {nll.get(), confidence.get(), entropy.get(), power.get(), divergence.get(), top1.get()},
+               threads > 0 ? threads : allowed_cores());
+  }
+  nb::dict out;
+  out["nll"] = owned_array(std::move(nll), {rows}), out["confidence"] = owned_array(std::move(confidence), {rows});
+  out["entropy"] = owned_array(std::move(entropy), {rows}), out["power"] = owned_array(std::move(power), {rows});
+  out["top1"] = owned_array(std::move(top1), {rows});
+  if (parent) out["kl"] = owned_array(std::move(divergence), {rows});
+  else out["kl"] = nb::none();
+  return out;
+}
+
 nb::dict cpu_info() {
   nb::list usable;
   for (const Kernels* k : levels()) usable.append(k->name);
@@ -152,6 +182,8 @@ NB_MODULE(_core, module) {
   module.def("cpu_info", &cpu_info);
   module.def("isa", [] { return level().name; });
   module.def("set_isa", &set_level, nb::arg("name"));
+  module.def("score", &score, nb::arg("logits").noconvert(), nb::arg("targets").noconvert(),
+             nb::arg("parent").noconvert().none() = nb::none(), nb::arg("threads") = 0);
   module.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("group"));
   nb::class_<PyMatrix>(module, "Matrix")
       .def(nb::init<nb::sequence, int, int, nb::object>(), nb::arg("terms"), nb::arg("rows"), nb::arg("cols"),

@@ -91,7 +91,9 @@ static void float_tile(const float* tile, const float* x, int columns, float* y)
 }
 
 #include "attention.inl"
+#include "scores.inl"
 
 template <class P> constexpr Steps steps_of() {
-  return {sum_squares, scale_by, add, silu, gelu, soft_cap, softmax<P>, rotate, float_tile, digits<P>, split<P>, products<P>};
+  return {sum_squares, scale_by, add, silu, gelu, soft_cap, softmax<P>, rotate, float_tile, digits<P>, split<P>, products<P>,
+          row_sums<P>, log_probabilities<P>};
 }

@@ -83,6 +83,13 @@ struct CodeRows {
   const float* scale;  // of each row; null: 1, and products are added to what is there
 };
 
+// Of one row of logits: the largest and its first index; sums of e, e * d and e * e with d = x - top and e = exp d.
+struct RowSums {
+  float top;
+  int index;
+  double sum, weighted, squared;
+};
+
 // Float steps of the engine. Sums run over 16 lanes in a fixed order, so that every level gives the same bits.
 struct Steps {
   float (*sum_squares)(const float* x, int n);
@@ -100,6 +107,9 @@ struct Steps {
   void (*split)(const float* x, int n, Digits& digits);
   // out [count][tiles][16], a vector's `stride` floats apart: scale * (rows * x) for `count` vectors x.
   void (*products)(const CodeRows& rows, const Digits* x, int count, float* out, size_t stride);
+  RowSums (*row_sums)(const float* x, int n);
+  // x = (x - top) - log_sum; returns the sum of exp(parent) * (parent - x), 0 without a parent.
+  double (*log_probabilities)(float* x, int n, float top, float log_sum, const float* parent);
 };
 
 struct Kernels {

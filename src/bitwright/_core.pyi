@@ -22,6 +22,14 @@ def set_isa(name: str) -> None:
 def quantize(x: Tensor | Floats, group: int) -> tuple[NDArray[np.int8], Floats, NDArray[np.int32]]:
     """Float32 [T, C] -> codes [T, C], scales [T, G], sums of codes [T, G], as kernels compute them."""
 
+def score(
+    logits: Tensor | Floats, targets: Tensor, parent: Tensor | Floats | None = None, threads: int = 0
+) -> dict[str, Any]:
+    """Columns of `TokenScores` but for `correct`; logits float32 [n, V] become log-probabilities in place.
+
+    `targets` int64 [n]; `parent` log-probabilities float32 [n, V]. 0 threads: all cores this process may use.
+    """
+
 class Matrix:
     """Packed [rows, cols], the sum of terms, viewed where memory is 64-byte aligned, copied where not."""
 

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitwright.runtime import native
+
 CHUNK = 1 << 22
 """Logits worked on at once: 16 MB of float32. Larger ones leave the cache, smaller ones wait for threads more often."""
 
@@ -41,6 +43,8 @@ def score_(logits: Tensor, targets: Tensor, parent: Tensor | None = None) -> Tok
     `targets` int64 [n]; `parent` log-probabilities float32 [n, V] of the model to compare with (what a call of this
     function on its logits has left there).
     """
+    if native.available()[0]:
+        return _score_compiled_(logits, targets, parent)
     rows = max(1, CHUNK // logits.shape[1])
     parts = [
         _score_chunk_(
@@ -49,6 +53,13 @@ def score_(logits: Tensor, targets: Tensor, parent: Tensor | None = None) -> Tok
         for at in range(0, len(logits), rows)
     ]
     return concatenate(parts)
+
+
+def _score_compiled_(logits: Tensor, targets: Tensor, parent: Tensor | None) -> TokenScores:
+    from bitwright import _core
+
+    columns = _core.score(logits.detach(), targets, parent, torch.get_num_threads())
+    return TokenScores(**columns, correct=columns["top1"] == targets.numpy())
 
 
 def _score_chunk_(logits: Tensor, targets: Tensor, parent: Tensor | None) -> TokenScores:
