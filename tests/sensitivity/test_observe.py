@@ -50,8 +50,8 @@ def test_grams_and_gradients_are_those_of_autograd(model: Any) -> None:
         guided += (x * g.square().sum(1, keepdim=True)).T @ x
     handle.remove()
     found = seen[DOWN[0]]
-    assert found.tokens == 24
-    torch.testing.assert_close(found.gram, gram, rtol=1e-4, atol=1e-5)
+    assert found.gram.tokens == 24
+    torch.testing.assert_close(found.gram.sum, gram, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.gradient, gradient, rtol=1e-3, atol=1e-8)
     torch.testing.assert_close(found.guided, guided, rtol=1e-3, atol=1e-8)
     assert seen[WAVE[0]].gram is seen[WAVE[2]].gram
@@ -69,7 +69,7 @@ def test_the_prediction_is_the_divergence_of_a_small_change(model: Any, name: st
     for seed in range(4):
         change = 0.02 * before.std() * torch.randn(before.shape, generator=torch.Generator().manual_seed(seed))
         share = seen.gradient / seen.gradient.sum()
-        predicted = 0.5 * float((share * ((change @ seen.guided) * change).sum(1)).sum()) / seen.tokens
+        predicted = 0.5 * float((share * ((change @ seen.guided) * change).sum(1)).sum()) / seen.gram.tokens
         weight.data.copy_(before + change)
         ratios.append(divergence(model, text) / predicted)
         weight.data.copy_(before)

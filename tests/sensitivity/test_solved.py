@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bitwright.calibrate.observe import Gram, hessian
 from bitwright.formats.integer import Integer
-from bitwright.linalg import Hessian
 from bitwright.sensitivity.observe import Observed
 from bitwright.sensitivity.solved import losses, sample
 from bitwright.solvers.gptq import Gptq
@@ -17,13 +17,13 @@ def seen(rows: int, columns: int, seed: int = 0) -> Observed:
     x = torch.randn(400, columns, generator=draw) @ torch.randn(columns, columns, generator=draw)
     g = torch.randn(400, rows, generator=draw) * torch.rand(rows, generator=draw) ** 4
     square = g.square().sum(1, keepdim=True)
-    return Observed(x.T @ x, (x * square).T @ x, g.square().sum(0), 400)
+    return Observed(Gram.of(x), (x * square).T @ x, g.square().sum(0))
 
 
 def test_few_rows_are_all_solved() -> None:
     w, own = torch.randn(40, 64), seen(40, 64)
     found = losses({"a": w}, {"a": own}, [Integer(3, 32)], Gptq())["a"][0]
-    h = Hessian(own.gram * (2 / 400), 400)
+    h = hessian([own.gram], "a")
     change = Gptq().solve(w, Integer(3, 32), h).dequantize() - w
     assert found.weight == pytest.approx(float(change.square().sum()), rel=1e-5)
     assert found.output == pytest.approx(h.error(change), rel=1e-4)
@@ -42,7 +42,7 @@ def test_a_sample_stands_for_all_rows() -> None:
     values = own.gradient * w.square().sum(1)
     assert float((values[taken.rows] * taken.weights).sum()) == pytest.approx(float(values.sum()), rel=0.2)
     guess = losses({"a": w}, {"a": own}, [Integer(3, 32)], Gptq())["a"][0]
-    h = Hessian(own.gram * (2 / 400), 400)
+    h = hessian([own.gram], "a")
     change = Gptq().solve(w, Integer(3, 32), h).dequantize() - w
     assert guess.output == pytest.approx(h.error(change), rel=0.25)
 

@@ -13,7 +13,7 @@ from bitwright.allocate.problem import Budget, Option, Side, Unit
 from bitwright.engine.job import Job
 from bitwright.errors import Refused
 from bitwright.protocols import Format, Menu, Recipe
-from bitwright.sensitivity.scores import DIVERGENCES, losses
+from bitwright.sensitivity.scores import DIVERGENCE, losses
 from bitwright.sensitivity.table import Table, key
 from bitwright.spec import label
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bitwright.engine.plan import Plan
 
 TABLES = "embedding and head"  # their unit
+UNIFORM = "uniform"  # a score for comparison: one format for all blocks
 TRIES = 6  # until the header, which depends on the choice, fits too
 Shapes = dict[str, tuple[int, ...]]
 
@@ -105,8 +106,8 @@ def _problem(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shape
             for f in menu.tables
         )
         whole = [Unit(TABLES, tuple(options))]
-    told_by = units(score if score in DIVERGENCES else "fisher") + whole
-    chosen_by = told_by if score in DIVERGENCES else units(score) + whole
+    told_by = units(DIVERGENCE) + whole
+    chosen_by = told_by if score in (DIVERGENCE, UNIFORM) else units(score) + whole
     return _Problem(chosen_by, told_by, tuple(shapes))
 
 
@@ -126,7 +127,11 @@ def _solve(
     budgets = [Budget("bytes", limit)]
     uniform = _unless_impossible(lambda: allocate(problem.told_by, budgets, together))
     side = Side()
-    if free and score not in DIVERGENCES:
+    if score == UNIFORM:
+        if uniform is None:
+            raise Refused(f"{_asked(job)} cannot be reached with one format for all blocks: choose another score.")
+        return uniform, uniform
+    if free and score != DIVERGENCE:
         # Losses of layers and of the embedding have no common unit: it is stored as in the best uniform file.
         if uniform is None:
             raise Refused(f"no single format fits, which the score {score} starts from: choose another score.")

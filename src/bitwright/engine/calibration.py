@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bitwright.models.source import Source
     from bitwright.models.structure import Structure
 
-SENSE = 8192  # tokens from which sensitivities are measured, of those the solver sees
+SENSE = 4096  # tokens from which sensitivities are measured, of those the solver sees
 
 
 def calibration(job: Job, source: Source, progress: Progress) -> tuple[Tensor, Calibration]:

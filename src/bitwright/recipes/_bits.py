@@ -11,9 +11,10 @@ from bitwright.formats.integer import Integer
 from bitwright.formats.residual import MOST, Residual
 from bitwright.protocols import Format, Recipe
 
-GROUPS = (32, 64, 128, None)
 WIDTHS = (2, 3, 4, 5, 6, 8)
-INTEGERS = tuple(Integer(width, group, search=20) for width in WIDTHS for group in (GROUPS if width < 5 else (64,)))
+INTEGERS = tuple(
+    Integer(width, group, search=20) for width in WIDTHS for group in ((32, 64, None) if width < 5 else (64,))
+)
 """Integers for an allocator: small groups pay at few bits only."""
 TABLES = (
     *(Integer(width, group, search=10) for width in (2, 3, 4) for group in (32, 64)),

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
-from bitwright.formats.mixed import Mixed
 from bitwright.formats.ternary import Ternary
-from bitwright.partitions.salience import Salience
 from bitwright.protocols import Menu, Recipe
 from bitwright.recipes._bits import INTEGERS, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
@@ -18,17 +16,7 @@ from bitwright.solvers.gptq import Gptq
 
 RECIPE = Recipe("gptq", format=Integer(3, 64, search=20), solver=Gptq(), embedding=Integer(8, 64, "symmetric"))
 
-MENU = Menu(
-    (
-        *INTEGERS,
-        Ternary(160, "base3"),
-        Ternary(None, "base3"),
-        Binary(64),
-        Mixed(Binary(), Salience(0.1), 4),
-        Mixed(Binary(), Salience(0.2), 4),
-    ),
-    TABLES,
-)
+MENU = Menu((*INTEGERS, Ternary(160, "base3"), Binary(64)), TABLES)
 
 
 def caution(recipe: Recipe) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitwright.artifact.read import load_block
 from bitwright.artifact.write import save_block, write_text
-from bitwright.linalg import Hessian
+from bitwright.calibrate.observe import Gram, hessian
 from bitwright.protocols import Format, Solver
 from bitwright.runtime.load import load_float
 from bitwright.sensitivity import table as tables
@@ -90,10 +90,12 @@ class Bench:
 
         def solve(wave: tuple[str, ...]) -> dict[str, Any]:
             names = [f"{block.path}.{name}" for name in wave]
-            gram = stored[f"{names[0]}.gram"]
-            seen = {n: Observed(gram, stored[f"{n}.guided"], stored[f"{n}.gradient"], tokens) for n in names}
+            gram = Gram(stored[f"{names[0]}.gram"], tokens, float(stored[f"{names[0]}.energy"]))
+            seen = {n: Observed(gram, stored[f"{n}.guided"], stored[f"{n}.gradient"]) for n in names}
             weights = {name: self.source.tensor(f"{name}.weight").float() for name in names}
-            upper = Hessian(gram * (2 / tokens), tokens).factor(0.01).diagonal().float()
+            curvature = hessian([gram], names[0])
+            assert curvature is not None
+            upper = curvature.factor(0.01).diagonal().float()
             for name, w in weights.items():
                 row = table.tensors.setdefault(
                     name, tables.Tensor(index, w.numel(), _trace(seen[name]), _curvature(w, upper))
@@ -125,7 +127,8 @@ class Bench:
             tensors: dict[str, Tensor] = {}
             for wave in block.waves:
                 names = [f"{block.path}.{name}" for name in wave]
-                tensors[f"{names[0]}.gram"] = seen[names[0]].gram
+                tensors[f"{names[0]}.gram"] = seen[names[0]].gram.sum
+                tensors[f"{names[0]}.energy"] = torch.tensor([seen[names[0]].gram.energy], dtype=torch.float64)
                 tensors |= {f"{n}.guided": seen[n].guided for n in names}
                 tensors |= {f"{n}.gradient": seen[n].gradient for n in names}
             save_block(folder / f"{index:05}.safetensors", tensors)
@@ -159,7 +162,7 @@ def _rounded(fmt: Format, w: Tensor) -> Tensor:
 
 def _trace(seen: Observed) -> float:
     """Of the Fisher information of the weight: mean of |g|^2 |x|^2."""
-    return float(seen.guided.diagonal().sum(dtype=torch.float64)) / seen.tokens
+    return float(seen.guided.diagonal().sum(dtype=torch.float64)) / seen.gram.tokens
 
 
 def _curvature(w: Tensor, upper: Tensor) -> float:

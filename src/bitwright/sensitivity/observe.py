@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bitwright.calibrate.observe import Gram
 from bitwright.errors import WorkFailed
 
 if TYPE_CHECKING:
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
 class Observed:
     """Sums over tokens for one linear [R, C], float32."""
 
-    gram: Tensor  # [C, C], sum of x x^T; shared by linears that share their input
+    gram: Gram  # sum of x x^T; that of the first of the linears that share their input
     guided: Tensor  # [C, C], sum of |g|^2 x x^T
     gradient: Tensor  # [R], sum of g^2
-    tokens: int = 0
 
 
 @dataclass
@@ -51,19 +51,21 @@ def observe(
     """Statistics of the linears in `waves` (each a set of paths that share an input) on `ids` int64 [S, T]."""
     found: dict[str, Observed] = {}
     for wave in waves:
-        first = _linear(model, wave[0])
-        gram = torch.zeros(first.in_features, first.in_features)
         for name in wave:
-            rows = _linear(model, name).out_features
-            found[name] = Observed(gram, torch.zeros_like(gram), torch.zeros(rows))
+            linear = _linear(model, name)
+            square = torch.zeros(linear.in_features, linear.in_features)
+            found[name] = Observed(Gram(square, 0, 0.0), square.clone(), torch.zeros(linear.out_features))
     turns = [Turn() for _ in blocks]
     draw = torch.Generator().manual_seed(seed)
     with _watched(model, waves, blocks, found, turns):
         for done, sequence in enumerate(ids):
             progress(done, len(ids))
             _backward(model, sequence[None], draw)
+    for wave in waves:
+        for name in wave[1:]:
+            found[name].gram = found[wave[0]].gram
     for name, seen in found.items():
-        if not bool(seen.guided.isfinite().all() and seen.gram.isfinite().all()):
+        if not bool(seen.guided.isfinite().all() and seen.gram.sum.isfinite().all()):
             raise WorkFailed(f"the statistics of {name} are not finite: the model overflows on the calibration text.")
     return found, turns
 
@@ -107,8 +109,7 @@ def _statistics(seen: Observed, first: bool) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0].detach().reshape(-1, args[0].shape[-1])
         if first:
-            seen.gram.addmm_(x.t(), x)
-        seen.tokens += len(x)
+            seen.gram = seen.gram.plus(Gram.of(x))
 
         def arrived(gradient: Tensor) -> None:
             square = gradient.detach().reshape(len(x), -1).square()

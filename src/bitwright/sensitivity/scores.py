@@ -1,8 +1,6 @@
 """From a table to losses that add up: one number for every tensor and option.
 
 fisher    KL divergence a token by the Fisher information of the outputs (ModelOpt's gradient score, per row)
-combined  the same, corrected by what perturbing groups of tensors really does to the model
-measured  only that: KL of the group at the nearest measured format, shared out by the output error
 hessian   tr(D H D^T), output error of the layer
 weight    |D|^2
 trace     mean Fisher trace times |D|^2 (HAWQ-V3, arXiv 2011.10680, with the Fisher information for the Hessian)
@@ -23,7 +21,8 @@ from bitwright.spec import label
 Losses = dict[str, dict[str, float]]
 """Tensor -> label of a format -> loss."""
 
-DIVERGENCES = ("fisher", "combined", "measured")  # in nats a token: comparable with each other and with tables
+DIVERGENCE = "fisher"
+"""The score in nats a token: comparable with what embedding and head lose."""
 
 
 def losses(table: Table, score: str, formats: Sequence[Format], shapes: Mapping[str, tuple[int, ...]]) -> Losses:

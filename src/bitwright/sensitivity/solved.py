@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitwright.calibrate.observe import hessian
 from bitwright.linalg import Hessian
 from bitwright.protocols import Format, Solver
 from bitwright.sensitivity.observe import Observed
@@ -52,18 +53,19 @@ def losses(
     """Losses of linears that share their input, by name, one for each format."""
     samples = {name: sample(w, seen[name].gradient) for name, w in weights.items()}
     stacked = torch.cat([weights[name][samples[name].rows] for name in weights])
-    first = seen[next(iter(weights))]
-    hessian = Hessian(first.gram * (2 / first.tokens), first.tokens)
+    first = next(iter(weights))
+    curvature = hessian([seen[first].gram], first)
+    assert curvature is not None
     found: dict[str, list[Losses]] = {name: [] for name in weights}
     for fmt in formats:
-        change = solver.solve(stacked, fmt, hessian).dequantize() - stacked
+        change = solver.solve(stacked, fmt, curvature).dequantize() - stacked
         parts = torch.split(change, [len(s.rows) for s in samples.values()])
         for name, part in zip(samples, parts, strict=True):
-            found[name].append(_estimate(part, samples[name], seen[name], hessian))
+            found[name].append(_estimate(part, samples[name], seen[name], curvature))
     return found
 
 
-def _estimate(change: Tensor, sampled: _Sample, seen: Observed, hessian: Hessian) -> Losses:
+def _estimate(change: Tensor, sampled: _Sample, seen: Observed, curvature: Hessian) -> Losses:
     def over_rows(values: Tensor) -> float:
         return float((values.double() * sampled.weights).sum())
 
@@ -71,6 +73,6 @@ def _estimate(change: Tensor, sampled: _Sample, seen: Observed, hessian: Hessian
     guided = ((change @ seen.guided) * change).sum(1) * share[sampled.rows]
     return Losses(
         weight=over_rows(change.square().sum(1)),
-        output=over_rows(((change @ hessian.matrix) * change).sum(1)),
-        divergence=0.5 * over_rows(guided) / seen.tokens,
+        output=over_rows(((change @ curvature.matrix) * change).sum(1)),
+        divergence=0.5 * over_rows(guided) / seen.gram.tokens,
     )

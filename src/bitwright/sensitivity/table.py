@@ -14,7 +14,7 @@ from bitwright.protocols import Format
 from bitwright.sensitivity.solved import Losses
 from bitwright.spec import Spec, fingerprint, label
 
-OBSERVED_BY = ("sensitivity/observe.py",)
+OBSERVED_BY = ("sensitivity/observe.py", "calibrate/observe.py")
 """Code that decides the statistics of the float model."""
 SOLVED_BY = (
     "sensitivity/solved.py",

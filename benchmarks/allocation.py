@@ -1,0 +1,82 @@
+"""SmolLM2 at equal file sizes: one format for all blocks against every score of the allocator.
+
+Each row quantizes with the same solver (GPTQ) and calibration text, then measures perplexity and KL divergence.
+Finished rows are kept in RESULTS and not done again. Run:
+
+    python benchmarks/allocation.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER [ROW ...]
+
+ROW is SIZE:SCORE, 45:fisher say; by default all.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+MODEL = "smollm2"
+TOKENS = 8192
+WINDOWS = 3
+SIZES = (45, 55, 70, 38)  # MB of all weight files
+SCORES = ("uniform", "fisher", "hessian", "baq", "trace", "weight")
+RANKS = ("lim", "zd")  # whole blocks, through the recipe of that paper
+
+
+def bitwright(*words: object) -> dict[str, Any]:
+    """The JSON of one command."""
+    command = [sys.executable, "-m", "bitwright", *map(str, words), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def row(size: int, score: str, calibration: Path, text: Path, folder: Path) -> dict[str, Any]:
+    """One model made and measured."""
+    out = folder / f"{size}-{score}"
+    recipe = ["--recipe", "layerwise"] if score in RANKS else []
+    options = [
+        MODEL,
+        *recipe,
+        "--score",
+        score,
+        "--target-size",
+        f"{size}MB",
+        "--data",
+        calibration,
+        "--tokens",
+        TOKENS,
+    ]
+    plan = bitwright("quantize", *options, "--dry-run", "--save-plan", folder / f"{size}-{score}.plan.json")
+    if not out.exists():
+        bitwright("quantize", *options, "-o", out)
+    measured = bitwright("evaluate", out, "--text", text, "--windows", WINDOWS)
+    return {"size": size, "score": score, "plan": plan["decision"], "bits": plan["bits"], "measured": measured}
+
+
+def main(calibration: str, text: str, folder: str, *wanted: str) -> None:
+    """All rows that are not there yet, with a line for each."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    results = place / "results.json"
+    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    for name in wanted or [f"{size}:{score}" for score in (*SCORES, *RANKS) for size in SIZES]:
+        size, score = name.split(":")
+        if name not in found:
+            try:
+                found[name] = row(int(size), score, Path(calibration), Path(text), place)
+            except subprocess.CalledProcessError as error:
+                print(f"{name}: command failed with exit code {error.returncode}", file=sys.stderr)
+                continue
+            results.write_text(json.dumps(found, indent=1))
+        measured, told = found[name]["measured"], found[name]["plan"]
+        print(
+            f"{name}: {measured['file_bytes'] / 1e6:.1f} MB, perplexity {measured['perplexity']:.2f}, "
+            f"KL {measured['kl_mean']:.3f}, predicted {told['loss']:.3f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
