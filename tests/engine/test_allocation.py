@@ -111,3 +111,12 @@ def test_what_cannot_be_reached_says_by_how_much(planned: Callable[..., Any]) ->
 
 def test_the_menu_has_no_format_twice() -> None:
     assert len(set(MENU.formats)) == len(MENU.formats)
+
+
+def test_the_prediction_is_held_against_the_written_model(
+    run: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    result = run(tiny_model, tmp_path / "made", target_bytes=50_000, tokens=256)
+    assert result.decision.loss > 0
+    assert 0 < result.divergence < 1
+    assert open_artifact(tmp_path / "made").file_bytes() <= 50_000

@@ -174,6 +174,8 @@ def summary(job: Job, result: Result, out: Path) -> dict[str, Any]:
         "sha256": {row.name: row.sha256 for row in manifest.files if row.name.endswith(".safetensors")},
         "fingerprint": manifest.fingerprint,
         "verification": manifest.verification,
+        "decision": None if result.decision is None else asdict(result.decision),
+        "kl_on_calibration_text": result.divergence,
         "unseen_experts": list(result.unseen),
         "layer_errors": result.errors,
     }
@@ -186,6 +188,11 @@ def print_summary(told: dict[str, Any]) -> None:
     print("verified: reopened in a fresh process, logits equal, bytes as planned")
     for name, sha256 in told["sha256"].items():
         print(f"sha256 {sha256}  {name}")
+    if told["decision"]:
+        print(
+            f"KL divergence from the float model on calibration text: {told['kl_on_calibration_text']:.3g} a token, "
+            f"predicted {told['decision']['loss']:.3g}"
+        )
     worst = sorted(told["layer_errors"].items(), key=lambda item: -item[1])[:WORST]
     print("largest relative output errors: " + ", ".join(f"{name} {error:.3g}" for name, error in worst))
     unseen = told["unseen_experts"]

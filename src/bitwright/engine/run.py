@@ -18,6 +18,7 @@ from bitwright.artifact.folder import draft, lock, require_free, writing
 from bitwright.artifact.layout import Calibration, Manifest, Origin
 from bitwright.artifact.write import write_artifact, write_manifest
 from bitwright.engine import settings
+from bitwright.engine.allocation import Decision
 from bitwright.engine.calibration import calibration, sensitivities
 from bitwright.engine.estimate import BATCH, sequence_length, threads_for
 from bitwright.engine.job import Job
@@ -31,6 +32,9 @@ from bitwright.models.calls import BlockCall, record_calls, same_arguments
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
+from bitwright.runtime.load import load, load_float
+from bitwright.sensitivity.measure import TEXT
+from bitwright.sensitivity.perturb import Text, divergence
 from bitwright.spec import to_spec
 
 if TYPE_CHECKING:
@@ -46,6 +50,8 @@ class Result:
     seconds: float
     errors: dict[str, float]  # relative output error of each block linear
     unseen: tuple[str, ...]  # experts that no calibration token reached
+    decision: Decision | None = None  # of the allocator, if it chose the formats
+    divergence: float | None = None  # what it predicted, measured: KL a token on calibration text
 
 
 def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> tuple[Source, Structure, Plan]:
@@ -90,7 +96,15 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Resu
             write_manifest(folder, manifest)
         errors = _errors(structure, journal)
         journal.remove()
-    return Result(manifest, time.monotonic() - began, errors, tuple(run.unseen))
+    measured = None if plan.decision is None or ids is None else _divergence(job, ids, progress)
+    return Result(manifest, time.monotonic() - began, errors, tuple(run.unseen), plan.decision, measured)
+
+
+def _divergence(job: Job, ids: Tensor, progress: Progress) -> float:
+    """KL divergence of the written model from the float one, where sensitivities were measured."""
+    progress("comparing with the float model", 0, 1)
+    text = Text.of(load_float(job.model), ids, TEXT)
+    return divergence(load(job.out), text)
 
 
 def _identity(job: Job, source: Source, plan: Plan, row: Calibration | None) -> dict[str, Any]:
