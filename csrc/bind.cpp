@@ -194,6 +194,7 @@ NB_MODULE(_core, module) {
       .def_prop_ro("shape", [](const PyMatrix& m) { return std::make_pair(m.get().view().rows, m.get().view().columns); })
       .def_prop_ro("nbytes", [](const PyMatrix& m) { return m.get().bytes(); });
   bind_engine(module);
+  bind_trellis(module);
 }
 
 }  // namespace bitwright

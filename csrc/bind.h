@@ -32,5 +32,6 @@ template <class T> auto owned_array(Memory<T> memory, std::initializer_list<size
 }
 
 void bind_engine(nb::module_& module);
+void bind_trellis(nb::module_& module);
 
 }  // namespace bitwright

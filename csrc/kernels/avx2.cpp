@@ -5,6 +5,8 @@
 #include "types.h"
 
 namespace bitwright::avx2 {
+constexpr int kRowsAtOnce = 8;
+#include "viterbi.inl"
 #include "kernels.inl"
 #include "steps.inl"
 

@@ -4,6 +4,8 @@
 #include "types.h"
 
 namespace bitwright::avx512 {
+constexpr int kRowsAtOnce = 16;
+#include "viterbi.inl"
 #include "kernels.inl"
 #include "steps.inl"
 

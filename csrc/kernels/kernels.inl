@@ -391,5 +391,5 @@ template <class P> float quantize(const float* x, int n, int8_t* codes, int32_t*
 }
 
 template <class P> constexpr Kernels kernels_of(const char* name, Steps steps) {
-  return {name, steps, P::tokens, quantize<P>, multiply<P>};
+  return {name, steps, P::tokens, quantize<P>, multiply<P>, encode_trellis, sizeof(Trellis)};
 }

@@ -5,6 +5,8 @@
 #include "types.h"
 
 namespace bitwright::portable {
+constexpr int kRowsAtOnce = 4;
+#include "viterbi.inl"
 #include "kernels.inl"
 #include "steps.inl"
 

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "trellis.h"
+
 namespace bitwright {
 
 constexpr int kLanes = 16;         // rows of a tile
@@ -121,6 +123,9 @@ struct Kernels {
   // y[token * stride + row] for tiles [first, last) and all tokens of up to kMaxBlocks blocks; `scratch` is 64-byte aligned.
   void (*multiply)(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
                    uint8_t* scratch);
+  // Tiles [first, last) of a job; `scratch` is 64-byte aligned and has `trellis_scratch` bytes.
+  void (*encode_trellis)(const TrellisJob& job, int first, int last, void* scratch);
+  size_t trellis_scratch;
 };
 
 }  // namespace bitwright

@@ -88,3 +88,17 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         """Memory of the cache."""
+
+def encode_trellis(
+    x: Tensor | Floats,
+    table: Tensor | Floats,
+    per_word: int,
+    importance: Tensor | Floats | None = None,
+    u: Tensor | Floats | None = None,
+    threads: int = 0,
+) -> NDArray[np.uint8]:
+    """Windows [R, C] of the words nearest to x [R, C], in units of the table [128].
+
+    `importance` [R, C] weighs squared errors. With `u` [C, C] upper triangular, C <= per_word: errors e, x - value = e u,
+    of least sum e^2.
+    """

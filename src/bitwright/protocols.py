@@ -59,7 +59,8 @@ class Dense:
     """One kernel term: every weight is scale * code + min.
 
     `codes` uint8 [tiles, vectors, 64] in row-lane field planes (see `formats/_layout.py`);
-    `width` is the bits of a code, or "base3" for five ternary digits a byte;
+    `width` is the bits of a code, "base3" for five ternary digits a byte, or "trellis": `codes` uint8 [tiles, words,
+    128] are then 64-bit words (see `formats/_words.py`) of `per_word` windows, looked up in `table` uint8 [128];
     `scales`, `mins` f16 [tiles, G, 16]; without `mins` the min is scale * `offset`;
     `group` columns share a scale (None: the whole row); activations are scaled per `activation_group`.
     `inputs` f16 [C]: the term's activations are multiplied by it before they become int8 codes.
@@ -73,6 +74,8 @@ class Dense:
     group: int | None
     activation_group: int
     inputs: Tensor | None = None
+    table: Tensor | None = None
+    per_word: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,11 @@ class Format(Protocol):
         """Columns that share parameters; None: the whole row."""
         ...
 
+    @property
+    def step(self) -> int:
+        """Neighbouring columns that are coded jointly, 1 where each is coded on its own; groups are multiples of it."""
+        ...
+
     def prepare(self, w: Tensor, stats: ColumnStats) -> Params:
         """Choices made once on the original weights [R, C]: masks, row-wide ranges."""
         ...
@@ -149,8 +157,12 @@ class Format(Protocol):
         that follow from them computed anew, the others as they are."""
         ...
 
-    def encode(self, w: Tensor, params: Params) -> Tensor:
-        """Nearest codes, int32, of the shape of `w`."""
+    def encode(self, w: Tensor, params: Params, importance: Tensor | None = None, u: Tensor | None = None) -> Tensor:
+        """Nearest codes, int32, of the shape of `w`.
+
+        Where columns are coded jointly, `importance` [1, n] or [R, n] weighs their squared errors; or, with `u` [n, n]
+        upper triangular and n <= `step`, the errors e of W - Q = e u have the least sum of squares.
+        """
         ...
 
     def decode(self, codes: Tensor, params: Params) -> Tensor:

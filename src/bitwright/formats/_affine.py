@@ -22,6 +22,11 @@ class AffineCodes(ABC):
     group: int | None
 
     @property
+    def step(self) -> int:
+        """Every column is coded on its own."""
+        return 1
+
+    @property
     @abstractmethod
     def levels(self) -> int:
         """How many codes there are."""
@@ -51,7 +56,7 @@ class AffineCodes(ABC):
         low = _fit.straight_half(params["min"]) if self.offset is None else scale * self.offset
         return params | {"scale": scale, "min": low}
 
-    def encode(self, w: Tensor, params: Params) -> Tensor:
+    def encode(self, w: Tensor, params: Params, importance: Tensor | None = None, u: Tensor | None = None) -> Tensor:
         """Nearest codes, int32."""
         return _fit.nearest(w, params, self.levels)
 

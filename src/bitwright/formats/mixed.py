@@ -48,6 +48,11 @@ class Mixed:
         return self.low.group
 
     @property
+    def step(self) -> int:
+        """Every column is coded on its own."""
+        return 1
+
+    @property
     def _codec(self) -> Codec:
         if isinstance(self.by, Slots):
             return Nm(self.by.block)
@@ -83,7 +88,7 @@ class Mixed:
         high = {name: _fit.straight_half(params[name]) for name in ("salient_scale", "salient_min")}
         return self.low.stored(params) | high
 
-    def encode(self, w: Tensor, params: Params) -> Tensor:
+    def encode(self, w: Tensor, params: Params, importance: Tensor | None = None, u: Tensor | None = None) -> Tensor:
         """low code + 256 * (high code + 1) where salient."""
         near = self.low.encode(w, params)
         high = _high(params)

@@ -1,4 +1,8 @@
-"""GPTQ (arXiv 2210.17323): column by column, each error pushed into the columns still to come."""
+"""GPTQ (arXiv 2210.17323): column by column, each error pushed into the columns still to come.
+
+Columns that a format codes jointly are one step of the loop (block LDLQ, QuIP#, arXiv 2402.04396): the format sees the
+metric inside the step, the loop compensates behind it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ class Gptq:
     """One loop for every format. `damping` is relative to the mean diagonal of the Hessian.
 
     `weighted`: parameters are fitted under the Hessian diagonal, else every counted column weighs the same.
-    `block` columns are corrected at once; it changes speed, not the result.
+    `block` columns are corrected at once (whole steps); it changes speed, not the result.
     """
 
     kind: ClassVar[str] = "gptq"
@@ -55,6 +59,7 @@ def gptq(
     sum E^2 = tr((W - Q) H (W - Q)^T) for any format and block.
     """
     rows, columns = w.shape
+    block = max(block // fmt.step, 1) * fmt.step
     prior = fmt.prepare(w, stats)
     importance = stats.h if weighted else torch.ones_like(stats.h)
     rest = w.t().contiguous().clone()  # [C, R]: one column of W is one contiguous row
@@ -66,14 +71,21 @@ def gptq(
         fitted.append(params)
         for start in range(group.start, group.stop, block):
             stop = min(start + block, group.stop)
-            for j in range(start, stop):
-                at = slice(j - group.start, j - group.start + 1)
-                now = rest[j].unsqueeze(1)
-                own = columns_of(params, at)
-                code = fmt.encode(now, own)
-                codes[j] = code[:, 0]
-                error = errors[j]
-                torch.div(rest[j] - fmt.decode(code, own)[:, 0].to(w.dtype), u[j, j], out=error)
-                rest[j + 1 : stop].addr_(u[j, j + 1 : stop], error, alpha=-1)
+            for first in range(start, stop, fmt.step):
+                here = slice(first, min(first + fmt.step, stop))
+                own = columns_of(params, slice(here.start - group.start, here.stop - group.start))
+                now, metric = rest[here].t(), u[here, here]
+                code = fmt.encode(now, own, u=metric)
+                codes[here] = code.t()
+                error = _errors(now - fmt.decode(code, own).to(w.dtype), metric)
+                errors[here] = error.t()
+                rest[here.stop : stop].addmm_(u[here, here.stop : stop].t(), errors[here], alpha=-1)
             rest[stop:].addmm_(u[start:stop, stop:].t(), errors[start:stop], alpha=-1)
     return codes.t(), join(fitted), errors.t()
+
+
+def _errors(difference: Tensor, u: Tensor) -> Tensor:
+    """E [R, n] with E u = difference."""
+    if len(u) == 1:
+        return difference / u
+    return torch.linalg.solve_triangular(u, difference, upper=True, left=False)

@@ -29,7 +29,7 @@ class Rtn:
         codes, params = [], []
         for columns in groups(w.shape[1], fmt.group):
             params.append(fmt.fit(w[:, columns], importance[None, columns], columns_of(prior, columns)))
-            codes.append(fmt.encode(w[:, columns], params[-1]))
+            codes.append(fmt.encode(w[:, columns], params[-1], importance[None, columns]))
         shape = (w.shape[0], w.shape[1])
         return QTensor(fmt, shape, fmt.pack(torch.cat(codes, dim=1), join(params)))
 

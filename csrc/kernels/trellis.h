@@ -1,0 +1,25 @@
+// Bitshift trellis with a tail: a 64-bit word holds `per_word` weights, weight i is the 7-bit window of the circular word
+// that starts at bit floor(i * 64 / per_word), looked up in a table of 128 entries (after QTIP, arXiv 2406.11235).
+#pragma once
+#include <cstdint>
+
+namespace bitwright {
+
+constexpr int kWord = 64, kWordBytes = 8;
+constexpr int kWindow = 7, kStates = 1 << kWindow;
+
+constexpr int window_start(int per_word, int i) { return i * kWord / per_word; }
+
+// Windows to be chosen for rows [rows][columns] of numbers in units of the table.
+struct TrellisJob {
+  int rows, columns, per_word;
+  const float* x;
+  const float* importance;  // [rows][columns]: of each squared error; null: 1
+  // Upper triangular [columns][columns], one word at most: x - value = e u, the errors e of earlier columns change the
+  // targets of later ones, and sum e^2 is least. Null: columns are independent.
+  const float* u;
+  const float* table;  // [kStates]
+  uint8_t* windows;    // [rows][columns]
+};
+
+}  // namespace bitwright
