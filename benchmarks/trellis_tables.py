@@ -1,6 +1,6 @@
-"""Tables of the trellis format: Lloyd iteration of Viterbi codes of Gaussian numbers. Prints `formats/_tables.py`'s data.
+"""Tables of the trellis format, as in `formats/_tables.py`: Lloyd iteration of Viterbi codes of Gaussian numbers.
 
-python benchmarks/trellis_tables.py > tables.txt; the mean squared errors of fresh numbers go to stderr.
+python benchmarks/trellis_tables.py [> FILE]; the mean squared errors of fresh numbers go to stderr.
 """
 
 from __future__ import annotations

@@ -18,6 +18,13 @@ int field_code(const Term& t, int row, int column) {
   return code;
 }
 
+int word_code(const Term& t, int row, int column) {
+  const uint8_t* unit = t.codes + (size_t(row / kLanes) * t.units + column / t.per_word) * t.unit_bytes;
+  const uint8_t* word = unit + row % kLanes * kWordBytes;
+  const int start = window_start(t.per_word, column % t.per_word), byte = start / 8;
+  return t.table[(word[byte] | word[(byte + 1) % kWordBytes] << 8) >> start % 8 & (kStates - 1)];
+}
+
 int base3_code(const Term& t, int row, int column) {
   const uint8_t* unit = t.codes + (size_t(row / kLanes) * t.units + column / 20) * kVector;
   int v = unit[row % kLanes * 4 + column % 4];
@@ -35,7 +42,9 @@ float from_half(uint16_t h) {
 }
 
 int dense_code(const Term& t, int row, int column) {
-  return t.kind == Kind::base3 ? base3_code(t, row, column) : field_code(t, row, column);
+  return t.kind == Kind::base3     ? base3_code(t, row, column)
+         : t.kind == Kind::trellis ? word_code(t, row, column)
+                                   : field_code(t, row, column);
 }
 
 void decode_row(const MatrixView& m, int row, float* out) {

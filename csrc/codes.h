@@ -6,7 +6,7 @@ namespace bitwright {
 
 float from_half(uint16_t half);
 
-// The code of a field plane or base-3 term.
+// The code of a dense term.
 int dense_code(const Term& t, int row, int column);
 
 // out [columns]: the weights of one row of a matrix of dense terms.

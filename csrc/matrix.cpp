@@ -54,6 +54,18 @@ Matrix::Matrix(const std::vector<TermSource>& terms, int rows, int columns, cons
 
 void Matrix::add_dense(const TermSource& source, Term& t) {
   const MatrixView& m = view_;
+  if (source.trellis) {
+    add_words(source, t);
+  } else {
+    add_codes(source, t);
+  }
+  const bool whole = source.group == 0 || source.group >= m.columns;
+  require(source.group >= 0 && (whole || source.group % m.group == 0), "group must be a multiple of activation_group");
+  add_scales(source, t, whole ? 1 : parts(m.columns, source.group));
+}
+
+void Matrix::add_codes(const TermSource& source, Term& t) {
+  const MatrixView& m = view_;
   require(source.base3 || (source.bits >= 1 && source.bits <= 8), "width must be 1 to 8 or \"base3\"");
   t.kind = source.base3 ? Kind::base3 : Kind::fields;
   t.bits = source.base3 ? 2 : source.bits;
@@ -62,9 +74,18 @@ void Matrix::add_dense(const TermSource& source, Term& t) {
   t.units = parts(m.columns, unit), t.unit_bytes = vectors * kVector;
   require_shape(source.codes, "codes", {size_t(m.tiles), size_t(t.units) * vectors, kVector});
   t.codes = hold(source.codes);
-  const bool whole = source.group == 0 || source.group >= m.columns;
-  require(source.group >= 0 && (whole || source.group % m.group == 0), "group must be a multiple of activation_group");
-  add_scales(source, t, whole ? 1 : parts(m.columns, source.group));
+}
+
+void Matrix::add_words(const TermSource& source, Term& t) {
+  const MatrixView& m = view_;
+  const int n = source.per_word;
+  require(n >= 16 && n <= kWord && n % 8 == 0, "per_word must be a multiple of 8 from 16 to 64");
+  t.kind = Kind::trellis, t.bits = 8, t.per_word = n;
+  t.runs = runs_of(n, inputs_of(source.inputs));
+  t.units = parts(m.columns, n), t.unit_bytes = kLanes * kWordBytes;
+  require_shape(source.codes, "codes", {size_t(m.tiles), size_t(t.units), size_t(t.unit_bytes)});
+  require_shape(source.table, "table", {kStates});
+  t.codes = hold(source.codes), t.table = hold(source.table);
 }
 
 void Matrix::add_scales(const TermSource& source, Term& t, int groups) {

@@ -22,9 +22,10 @@ struct Array {
 // The fields of `Dense` and `Sparse` in bitwright/protocols.py; `where` is empty for a dense term.
 struct TermSource {
   std::string where;
-  bool base3 = false;
+  bool base3 = false, trellis = false;
+  int per_word = 0;
   int bits = 0;
-  Array codes, values, scales, mins, starts, counts, inputs;
+  Array codes, table, values, scales, mins, starts, counts, inputs;
   float offset = 0;
   int group = 0;  // 0: the whole row
   int block = 0;
@@ -43,6 +44,8 @@ class Matrix {
 
  private:
   void add_dense(const TermSource& source, Term& term);
+  void add_codes(const TermSource& source, Term& term);
+  void add_words(const TermSource& source, Term& term);
   void add_sparse(const TermSource& source, Term& term);
   void add_bitmap(const TermSource& source, Term& term);
   void add_scales(const TermSource& source, Term& term, int groups);

@@ -18,7 +18,7 @@ struct Policy {
     __m256 low, high;
   };
   static constexpr int tokens = 4;
-  static constexpr bool expands = false;
+  static constexpr bool expands = false, looks_up = false;
 
   static V load(const void* p) {
     const auto* v = static_cast<const __m256i*>(p);

@@ -23,7 +23,7 @@ struct Policy {
   using V = __m512i;
   using F = __m512;
   static constexpr int tokens = 16;
-  static constexpr bool expands = true;
+  static constexpr bool expands = true, looks_up = true;
 
   static V load(const void* p) { return _mm512_loadu_si512(p); }
   // A load that stays one: the compiler would fold it into each of its uses, and loads are what is scarce.
@@ -129,6 +129,28 @@ struct Policy {
     for (int j = 0; j < T; j++) out[j] = a[j];
   }
 
+  // Windows are multishifts of a word, which are circular; a look-up uses their low seven bits.
+  template <int N> struct Lookup {
+    V low, high;
+    explicit Lookup(const uint8_t* table) : low(load(table)), high(load(table + kVector)) {}
+    V codes(V words, int i) const {
+      const V windows = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(starts<N>[i]), words);
+      return _mm512_permutex2var_epi8(low, windows, high);
+    }
+  };
+  static V eight(const int8_t* q) {
+    return _mm512_set1_epi64(*reinterpret_cast<const int64_t __attribute__((may_alias, aligned(1)))*>(q));
+  }
+  static void quads(V& first, V& second) {
+    const V low = first;
+    first = _mm512_permutex2var_epi32(low, even(), second);
+    second = _mm512_permutex2var_epi32(low, plus(even(), _mm512_set1_epi32(1)), second);
+  }
+  static V pairs(V low, V high) {
+    quads(low, high);
+    return plus(low, high);
+  }
+
   static uint64_t mask(V index, int field) { return _cvtmask64_u64(_mm512_test_epi8_mask(index, all8(1 << field))); }
   static V select(uint64_t mask) { return _mm512_maskz_mov_epi8(_cvtu64_mask64(mask), all8(1)); }
   static V expand(uint64_t mask, const uint8_t* values, int position, int bits) {
@@ -194,6 +216,18 @@ struct Policy {
     }
     high_sum = _mm512_reduce_add_epi32(high), low_sum = _mm512_reduce_add_epi32(low);
   }
+
+ private:
+  // The starts of columns 8 i .. 8 i + 7 of a word, a byte each.
+  template <int N> struct Starts {
+    int64_t of[N / 8];
+    constexpr Starts() : of() {
+      for (int i = 0; i < N; i++) of[i / 8] |= int64_t(uint64_t(window_start(N, i)) << i % 8 * 8);
+    }
+    constexpr int64_t operator[](int i) const { return of[i]; }
+  };
+  template <int N> static constexpr Starts<N> starts{};
+  static V even() { return _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
 };
 
 extern const Kernels kernels;

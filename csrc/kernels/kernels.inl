@@ -3,6 +3,7 @@
 // P names the types V (64 bytes or 16 int32) and F (16 floats) and has
 //   bytes     load load_once store all8 both srl sll merge zero
 //   products  quad, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>; with `expands` dot
+//   trellis   `looks_up`, see trellis.inl
 //   sparse    mask; where `expands` is true also expand select gather, and one token needs no unpacking
 //   floats    to_float half all mul sum loadf storef store_some amax round
 
@@ -68,6 +69,8 @@ template <class Visit> inline void each_unit(const MatrixView& m, const Term& t,
   if (g + 1 < m.groups && runs.first[g + 1] == first + count - 1) at.position = before;
 }
 
+#include "trellis.inl"
+
 // ---- scales ----
 
 struct Affine {
@@ -114,6 +117,7 @@ inline void dense_parts(const MatrixView& m, const Term& t, const Activations& x
   const uint8_t* unit = t.codes + tile * tile_bytes + size_t(runs.first[g]) * Dot::bytes;
   const int8_t* q = x.codes[t.runs] + size_t(runs.start[g]) * Dot::columns;
   Dot dot[N];
+  for (Dot& d : dot) begin(d, t);
   for (int n = runs.start[g + 1] - runs.start[g]; n; n--, unit += Dot::bytes, q += Dot::columns)
 #pragma GCC unroll 2
     for (int i = 0; i < N; i++) {
@@ -194,6 +198,9 @@ void vector_sparse(const MatrixView& m, const Term& t, const Activations& x, int
 
 // Calls go with a default value of the dot product of a dense term.
 template <class P, class Go> inline void with_dot(const Term& t, Go go) {
+  if constexpr (P::looks_up)
+    if (t.kind == Kind::trellis)
+      return with_word(t.per_word, [&](auto word) { go(DotTrellis<P, decltype(word)::value>{}); });
   if (t.kind == Kind::base3) return go(typename P::DotBase3{});
   switch (t.bits) {
     case 1: return go(typename P::template Dot<1>{});
@@ -296,7 +303,9 @@ template <class P> void unpack_dense(const MatrixView& m, const Term& t, int til
   const Unpack go = t.kind == Kind::base3 ? unpack_base3<P> : fields[t.bits];
   for (int g = g0; g < g1; g++) {
     const int units = runs.start[g + 1] - runs.start[g];
-    go(t.codes + (size_t(tile) * t.units + runs.first[g]) * t.unit_bytes, units, out);
+    const uint8_t* unit = t.codes + (size_t(tile) * t.units + runs.first[g]) * t.unit_bytes;
+    if (t.kind == Kind::trellis) unpack_words<P>(t, unit, units, out);
+    else go(unit, units, out);
     out += units * runs.unit * kLanes;
   }
 }
@@ -369,7 +378,8 @@ template <class P>
 void multiply(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
               uint8_t* scratch) {
   bool in_place = blocks == 1 && x->tokens == 1;
-  for (int i = 0; i < m.terms; i++) in_place &= P::expands || !m.term[i].values;
+  for (int i = 0; i < m.terms; i++)
+    in_place &= m.term[i].kind == Kind::trellis ? P::looks_up : P::expands || !m.term[i].values;
   if (in_place) multiply_vector<P>(m, *x, first, last, y);
   else multiply_matrix<P>(m, x, blocks, first, last, y, stride, scratch);
 }

@@ -1,49 +1,38 @@
 // Words of a trellis: windows are cut out of the 64-bit words of the rows and looked up. A unit is one word column of a tile,
 // [16 rows][8 bytes]. Where `P::looks_up` is true, P has
-//   Lookup<N>(table) with codes(unit, chunk, first, second): of rows 0-7 and 8-15, columns 8 chunk .. 8 chunk + 7, [row][8]
-//   eight (eight activations for every row), quads ([row][8] twice to two column quads), and rows (sums of dword pairs)
+//   Lookup<N>  codes(words, i): columns 8 i .. 8 i + 7 of eight rows' words, [row][8]
+//   eight      eight activations for every row
+//   quads      codes of rows 0-7 and 8-15, [row][8], to two column quads, [16 rows][4]
+//   pairs      sums of rows 0-7 and 8-15, two a row, to one a row
 
 template <class P, int N> struct DotTrellis {
   static constexpr int columns = N, bytes = kLanes * kWordBytes;
-  typename P::template Lookup<N> lookup;
+  const uint8_t* table;
   V<P> a[2] = {P::zero(), P::zero()};
 
-  explicit DotTrellis(const Term& t) : lookup(t.table) {}
-
+  void begin(const Term& t) { table = t.table; }
   void add(const uint8_t* unit, const int8_t* q) {
-    const V<P> words[2] = {P::load_once(unit), P::load_once(unit + kVector)};
+    const typename P::template Lookup<N> lookup(table);
+    const V<P> low = P::load_once(unit), high = P::load_once(unit + kVector);
 #pragma GCC unroll 8
     for (int i = 0; i < N / 8; i++) {
       const V<P> eight = P::eight(q + 8 * i);
-      a[0] = P::dot(a[0], lookup.codes(words[0], i), eight);
-      a[1] = P::dot(a[1], lookup.codes(words[1], i), eight);
+      a[0] = P::dot(a[0], lookup.codes(low, i), eight);
+      a[1] = P::dot(a[1], lookup.codes(high, i), eight);
     }
   }
-  V<P> total() const { return P::rows(a[0], a[1]); }
+  V<P> total() const { return P::pairs(a[0], a[1]); }
 };
 
-// Codes of `units` units as column quads [quad][row][4].
-template <class P, int N> void unpack_words(const Term& t, const uint8_t* unit, int units, uint8_t* out) {
-  for (; units; units--, unit += t.unit_bytes) {
-    if constexpr (P::looks_up) {
-      const typename P::template Lookup<N> lookup(t.table);
-      const V<P> words[2] = {P::load(unit), P::load(unit + kVector)};
-      for (int i = 0; i < N / 8; i++, out += 2 * kVector) {
-        V<P> quads[2] = {lookup.codes(words[0], i), lookup.codes(words[1], i)};
-        P::quads(quads);
-        P::store(out, quads[0]), P::store(out + kVector, quads[1]);
-      }
-    } else {
-      for (int row = 0; row < kLanes; row++) {
-        const uint64_t word = load_word(unit + row * kWordBytes);
-        for (int i = 0; i < N; i++) out[i / 4 * kVector + 4 * row + i % 4] = t.table[window(word, N, i)];
-      }
-      out += N * kLanes;
-    }
-  }
-}
+// Tells a dot product which term it belongs to, where it wants to know.
+template <class Dot> inline void begin(Dot&, const Term&) {}
+template <class P, int N> inline void begin(DotTrellis<P, N>& dot, const Term& t) { dot.begin(t); }
 
-// Calls go with the number of columns in a word, as a constant.
+template <int N> struct Count {
+  static constexpr int value = N;
+};
+
+// Calls go with the columns of a word as a constant.
 template <class Go> inline void with_word(int per_word, Go go) {
   switch (per_word) {
     case 16: return go(Count<16>{});
@@ -53,5 +42,35 @@ template <class Go> inline void with_word(int per_word, Go go) {
     case 48: return go(Count<48>{});
     case 56: return go(Count<56>{});
     default: return go(Count<64>{});
+  }
+}
+
+// Codes of `units` units as column quads, [quad][16 rows][4].
+template <class P> void unpack_words(const Term& t, const uint8_t* unit, int units, uint8_t* out) {
+  const int columns = t.per_word;
+  if constexpr (P::looks_up) {
+    with_word(columns, [&](auto word) {
+      constexpr int count = decltype(word)::value;
+      const typename P::template Lookup<count> lookup(t.table);
+      for (; units; units--, unit += 2 * kVector) {
+        const V<P> low = P::load(unit), high = P::load(unit + kVector);
+        for (int i = 0; i < count / 8; i++, out += 2 * kVector) {
+          V<P> first = lookup.codes(low, i), second = lookup.codes(high, i);
+          P::quads(first, second);
+          P::store(out, first), P::store(out + kVector, second);
+        }
+      }
+    });
+  } else {
+    int byte[kWord], shift[kWord];
+    for (int i = 0; i < columns; i++) byte[i] = window_start(columns, i) / 8, shift[i] = window_start(columns, i) % 8;
+    for (; units; units--, unit += t.unit_bytes, out += columns * kLanes)
+      for (int row = 0; row < kLanes; row++) {
+        const uint8_t* word = unit + row * kWordBytes;
+        for (int i = 0; i < columns; i++) {
+          const int both = word[byte[i]] | word[(byte[i] + 1) % kWordBytes] << 8;
+          out[i / 4 * kVector + 4 * row + i % 4] = t.table[both >> shift[i] & (kStates - 1)];
+        }
+      }
   }
 }

@@ -26,7 +26,7 @@ struct Runs {
   const int* start;  // [groups + 1]
 };
 
-enum class Kind { fields, base3, bitmap, nm };
+enum class Kind { fields, base3, trellis, bitmap, nm };
 
 struct Term {
   Kind kind;
@@ -34,6 +34,8 @@ struct Term {
   int runs;              // which of the matrix's runs
   int units;             // of a tile
   int unit_bytes;        // of `codes`
+  int per_word;          // weights of a 64-bit word
+  const uint8_t* table;  // [kStates]: what windows stand for
   const uint8_t* codes;  // the index plane where the term is sparse
   const uint8_t* values;
   const int32_t* starts;  // values before each tile

@@ -99,6 +99,6 @@ def encode_trellis(
 ) -> NDArray[np.uint8]:
     """Windows [R, C] of the words nearest to x [R, C], in units of the table [128].
 
-    `importance` [R, C] weighs squared errors. With `u` [C, C] upper triangular, C <= per_word: errors e, x - value = e u,
-    of least sum e^2.
+    `importance` [R, C] weighs squared errors. With `u` [C, C] upper triangular, C <= per_word: errors e of
+    least sum e^2, x - value = e u.
     """

@@ -71,6 +71,12 @@ def inverse_cholesky(hessian: Tensor, damping: float = 0.01) -> tuple[Tensor, fl
         log.warning("Hessian is close to singular: damping raised to %g", used)
 
 
+def inverse_factor(matrix: Tensor) -> Tensor:
+    """U, upper triangular, with inverse(matrix) = U^T U, for a small positive definite matrix."""
+    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(matrix)), upper=True)
+    return upper
+
+
 def _factor(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
     """U for this diagonal, None if the matrix does not factorise; at most two float64 matrices live at a time."""
     h = hessian.to(torch.float64, copy=True)

@@ -86,6 +86,34 @@ def dense(
     return Operand(term, codes, np.ones_like(codes), wide, low)
 
 
+def trellis(
+    rng: np.random.Generator, shape: tuple[int, int], per_word: int, group: int | None, activation_group: int
+) -> Operand:
+    """Random words; seven bits from bit floor(64 i / per_word) on, around the word, look up the code of column i."""
+    rows, columns = shape
+    plane = rng.integers(0, 256, (tiles(rows), -(-columns // per_word), 128)).astype(np.uint8)
+    table = rng.integers(0, 256, 128).astype(np.uint8)
+    words = plane.reshape(tiles(rows), -1, 16, 8).view("<u8")[..., 0]
+    n, k = np.indices(shape)
+    word = words[n // 16, k // per_word, n % 16]
+    start = (k % per_word * 64 // per_word).astype(np.uint64)
+    codes = table[(word >> start | word << (np.uint64(64) - start) % np.uint64(64)) & np.uint64(127)].astype(np.int64)
+    scale = rng.standard_normal((rows, 1 if group is None else -(-columns // group))).astype(np.float16)
+    term = Dense(
+        torch.from_numpy(plane),
+        "trellis",
+        lanes(scale),
+        None,
+        -128.0,
+        group,
+        activation_group,
+        table=torch.from_numpy(table),
+        per_word=per_word,
+    )
+    wide = scale.astype(np.float32)[:, np.arange(columns) // (columns if group is None else group)]
+    return Operand(term, codes, np.ones_like(codes), wide, wide * np.float32(-128))
+
+
 def _row_wide(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     pair = rng.standard_normal((2, shape[0], 1)).astype(np.float16)
     return pair[0], pair[1]

@@ -19,7 +19,8 @@ SHAPES = [
     (40, 320, 80, 160),
     (33, 96, 20, 20),
 ]
-KINDS = [*range(1, 9), "base3", "binary+bitmap8", "base3+bitmap4", "planes+offsets", "base3+64", "binary+128"]
+TRELLIS = ("trellis16", "trellis24", "trellis40", "trellis64")
+KINDS = [*range(1, 9), "base3", *TRELLIS, "binary+bitmap8", "base3+bitmap4", "planes+offsets", "base3+64", "binary+128"]
 TOKENS = (1, 2, 3, 5, 17, 33, 70)
 
 
@@ -33,6 +34,8 @@ def operands(kind: int | str, shape: tuple[int, int], activation_group: int, gro
         return packing.dense(rng, codes(width), width, group, activation_group, offset)
 
     mask = rng.random(shape) < 0.2
+    if kind in TRELLIS:
+        return [packing.trellis(rng, shape, int(str(kind)[7:]), group, activation_group)]
     match kind:
         case int() | "base3":
             return [dense(kind, -1.5 if kind in (1, 3, "base3") else None)]

@@ -57,7 +57,9 @@ def unpack_windows(plane: Tensor, per_word: int, shape: tuple[int, int]) -> Tens
     return windows.reshape(len(windows), -1)[:rows, :columns].contiguous()
 
 
-def nearest(x: Tensor, table: Tensor, per_word: int, importance: Tensor | None = None, u: Tensor | None = None) -> Tensor:
+def nearest(
+    x: Tensor, table: Tensor, per_word: int, importance: Tensor | None = None, u: Tensor | None = None
+) -> Tensor:
     """Windows int32 [R, C] whose values in `table` [128] are nearest to `x` [R, C], word by word (Viterbi algorithm).
 
     `importance` [1 or R, C] weighs squared errors. With `u` [C, C] upper triangular, C <= per_word, the errors e,

@@ -54,6 +54,11 @@ class Residual:
             raise BadField(self, "fitting", self.fitting, "column scales and bits are fitted by 'alternating'")
 
     @property
+    def step(self) -> int:
+        """Every column is coded on its own."""
+        return 1
+
+    @property
     def parts(self) -> tuple[_planes.Plane, ...]:
         """How each plane is stored."""
         low = 0.0 if self.values == "bit" else -0.5
@@ -93,7 +98,7 @@ class Residual:
         columns = (_planes.named("column", i) for i in range(self._columns))
         return found | {name: _fit.straight_half(params[name]) for name in columns}
 
-    def encode(self, w: Tensor, params: Params) -> Tensor:
+    def encode(self, w: Tensor, params: Params, importance: Tensor | None = None, u: Tensor | None = None) -> Tensor:
         """Nearest codes, int32: bit i belongs to plane i."""
         return _planes.nearest(w, params, self.order)
 

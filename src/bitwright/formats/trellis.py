@@ -41,7 +41,9 @@ class Trellis:
             raise BadField(self, "per_word", self.per_word, f"give one of {', '.join(map(str, TABLES))}")
         run = self.per_word if self.group is None or self.group <= LONGEST else self._run
         if self.group is not None and (self.group < 1 or self.group % run):
-            advice = f"give a multiple of {self.per_word} up to {LONGEST}, a multiple of {self._run}, or none for one a row"
+            advice = (
+                f"give a multiple of {self.per_word} up to {LONGEST}, a multiple of {self._run}, or none for one a row"
+            )
             raise BadField(self, "group", self.group, advice)
 
     @property
@@ -73,6 +75,15 @@ class Trellis:
             better = error < least
             scale, least = torch.where(better, trial, scale), torch.where(better, error, least)
         return {"scale": scale}
+
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """Scales."""
+        return ("scale",)
+
+    def stored(self, params: Params) -> Params:
+        """Scales in f16."""
+        return params | {"scale": _fit.straight_half(params["scale"])}
 
     def encode(self, w: Tensor, params: Params, importance: Tensor | None = None, u: Tensor | None = None) -> Tensor:
         """Windows, int32, of the best words."""
@@ -106,7 +117,7 @@ class Trellis:
         }
 
     def bits(self, shape: tuple[int, int]) -> Bits:
-        """64 / per_word bits a weight and f16 scales; the rest of every plane is padding. The table is in the program."""
+        """64 / per_word bits a weight and f16 scales; the rest of every plane is padding. No table is stored."""
         rows, columns = shape
         stored = sum(spec.bytes for spec in self.planes(shape).values()) * 8
         codes = rows * columns * _words.WORD // self.per_word

@@ -112,6 +112,8 @@ def self_test() -> str | None:
 def _samples(generator: torch.Generator) -> Iterator[tuple[str, tuple[Term, ...]]]:
     for width in range(1, 9):
         yield f"{width}-bit codes", (_dense(width, generator),)
+    for per_word in range(16, 65, 8):
+        yield f"words of {per_word} weights", (_words(per_word, generator),)
     base = _dense("base3", generator)
     yield "base-3 codes", (base,)
     yield "input scales", (_dense(1, generator), _scaled(generator), _scaled(generator))
@@ -141,6 +143,14 @@ def _dense(width: int | str, generator: torch.Generator) -> Dense:
 
 def _scaled(generator: torch.Generator) -> Dense:
     return replace(_dense(1, generator), inputs=torch.randn(COLUMNS, generator=generator).half())
+
+
+def _words(per_word: int, generator: torch.Generator) -> Dense:
+    words = -(-COLUMNS // per_word)
+    codes = _bytes(2 * words, generator).view(-1, words, 128)
+    table = torch.randint(0, 256, (128,), generator=generator, dtype=torch.uint8)
+    scales = _scales(-(-COLUMNS // GROUP), generator)
+    return Dense(codes, "trellis", scales, None, -128.0, GROUP, GROUP, table=table, per_word=per_word)
 
 
 def _bitmap(bits: int, generator: torch.Generator) -> Sparse:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitwright.errors import BadField
 from bitwright.groups import Params, columns_of, groups, join, per_column
-from bitwright.linalg import Hessian
+from bitwright.linalg import Hessian, inverse_factor
 from bitwright.protocols import ColumnStats, Format, QTensor, Solver
 from bitwright.solvers.gptq import Gptq
 
@@ -93,21 +93,27 @@ class _Sweep:
         self.rest[:, columns] += torch.where(better, change, 0.0)
 
     def _codes(self, g: int, columns: slice) -> None:
-        """Column by column the code nearest to what all other weights leave to be done."""
+        """Step by step (a column, or those coded jointly) the codes nearest to what all others leave to be done."""
         h, params = self.h[columns, columns], self.params[g]
         slope = (self.rest @ self.h[:, columns]).t().contiguous()
         rest = self.rest[:, columns].t().contiguous()
         target = self.w[:, columns].t()
-        for j in range(len(rest)):
-            if h[j, j] == 0:
+        for first in range(0, len(rest), self.fmt.step):
+            here = slice(first, min(first + self.fmt.step, len(rest)))
+            block = h[here, here]
+            if bool((block.diagonal() == 0).any()):
                 continue
-            own = columns_of(params, slice(j, j + 1))
-            wanted = target[j] - rest[j] + slope[j] / h[j, j]
-            code = self.fmt.encode(wanted.unsqueeze(1), own)
-            new = target[j] - self.fmt.decode(code, own)[:, 0]
-            slope.addr_(h[j], new - rest[j])
-            rest[j] = new
-            self.codes[:, columns.start + j] = code[:, 0]
+            own = columns_of(params, here)
+            u = inverse_factor(block)
+            wanted = target[here] - rest[here] + u.t() @ (u @ slope[here])
+            code = self.fmt.encode(wanted.t(), own, u=u)
+            change = target[here] - self.fmt.decode(code, own).t() - rest[here]
+            better = (change * (2 * slope[here] + block @ change)).sum(0) < 0
+            change = torch.where(better, change, 0.0)
+            slope.addmm_(h[:, here], change)
+            rest[here] += change
+            old = self.codes[:, columns][:, here]
+            old.copy_(torch.where(better[:, None], code, old))
         self.rest[:, columns] = rest.t()
 
 

@@ -22,7 +22,7 @@ from bitwright.protocols import ColumnStats, Format, QTensor
 class Gptq:
     """One loop for every format. `damping` is relative to the mean diagonal of the Hessian.
 
-    `weighted`: parameters are fitted under the Hessian diagonal, else every counted column weighs the same.
+    `weighted`: parameters are fitted under the curvature of each column given those before it, else all weigh the same.
     `block` columns are corrected at once (whole steps); it changes speed, not the result.
     """
 
@@ -61,7 +61,8 @@ def gptq(
     rows, columns = w.shape
     block = max(block // fmt.step, 1) * fmt.step
     prior = fmt.prepare(w, stats)
-    importance = stats.h if weighted else torch.ones_like(stats.h)
+    # What an error costs that all columns to come compensate: 1 / u^2; dead inputs have it from `stats.h`.
+    importance = torch.minimum(stats.u**-2, stats.h) if weighted else torch.ones_like(stats.h)
     rest = w.t().contiguous().clone()  # [C, R]: one column of W is one contiguous row
     codes = torch.empty(columns, rows, dtype=torch.int32)
     errors = torch.empty_like(rest)
@@ -88,4 +89,5 @@ def _errors(difference: Tensor, u: Tensor) -> Tensor:
     """E [R, n] with E u = difference."""
     if len(u) == 1:
         return difference / u
-    return torch.linalg.solve_triangular(u, difference, upper=True, left=False)
+    errors: Tensor = torch.linalg.solve_triangular(u, difference, upper=True, left=False)
+    return errors
