@@ -26,7 +26,8 @@ def test_bits_are_an_upper_bound_that_is_used(name: str, bits: float) -> None:
         with pytest.raises(Refused, match="at most"):
             choose(name, {}, bits, SHAPES)
         return
-    assert bits - 0.5 <= stored_bits(recipe.format, SHAPES) <= bits
+    gap = 1.35 if name == "trellis" else 0.5  # between 2.67 and 4 bits there is no word
+    assert bits - gap <= stored_bits(recipe.format, SHAPES) <= bits
     if name == "pb-llm":
         assert stored_bits(recipe.format, SHAPES) > bits - 0.01
 

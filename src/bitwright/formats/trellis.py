@@ -17,6 +17,7 @@ from bitwright.formats._tables import STEPS, TABLES
 from bitwright.groups import Params, groups, per_column
 from bitwright.protocols import ColumnStats, Dense, Operand, Planes, PlaneSpec, Term
 
+PER_WORD = tuple(TABLES)  # 4, 2.67, 2, 1.6, 1.33, 1.14 and 1 bit
 LONGEST = 160  # columns that share an activation scale
 ZERO = 128  # the code of value 0: kernels see value + 128
 SPREAD = (0.9, 1.0, 1.1)  # scales tried, relative to that of Gaussian weights
