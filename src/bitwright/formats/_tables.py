@@ -1,7 +1,7 @@
 """Tables of the trellis code, one a rate: values int8 by window, trained on Gaussian numbers.
 
 `STEPS` is the step of the values for numbers of standard deviation 1. Made by benchmarks/trellis_tables.py, with mean
-squared errors of 0.0063 at 4 bits, 0.0351 at 2.67, 0.0810 at 2, 0.1367 at 1.6, 0.1916 at 1.33, 0.2439 at 1.14 and 0.2908
+squared errors 0.0063 at 4 bits, 0.0351 at 2.67, 0.0810 at 2, 0.1367 at 1.6, 0.1916 at 1.33, 0.2439 at 1.14 and 0.2908
 at 1 bit (the best scalar code of 2 bits has 0.1175; none can have less than 4^-bits).
 """
 

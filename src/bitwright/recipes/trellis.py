@@ -2,7 +2,7 @@
 
 As there, overlapping windows of a bit stream stand for values, the Viterbi algorithm chooses a tail-biting run of them,
 and the runs of a row compensate each other (block LDLQ). What differs is for the CPU: a run is one 64-bit word of a row
-instead of a tile of 256 weights, a window has 7 bits instead of 16 and looks up a table of 128 bytes trained on Gaussian
+not a tile of 256 weights, a window has 7 bits instead of 16 and looks up a table of 128 bytes trained on Gaussian
 numbers, so that decoding is a shift and a permutation of bytes. Nothing is rotated: rows have scales of their own.
 Inside a word each path of the search carries its own errors, so that the compensation is exact. At 2 bits the error of
 Gaussian numbers is 0.081 (even grid 0.119, 256 weights and 16 bits 0.069, bound 0.0625).
