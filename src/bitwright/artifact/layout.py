@@ -131,6 +131,19 @@ class Totals(Strict):
     stored_bits_per_weight: float
 
 
+class TuningRow(Strict):
+    """What an artifact was tuned from and on; losses are mean divergences from the float model, in nats a token."""
+
+    base: str = Sha256  # of the weight files of the artifact before
+    data: Calibration
+    learning: dict[str, JsonValue]
+    products: str  # type of the factors of matrix products
+    steps: int = Count
+    tokens: int = Count  # seen in all steps
+    before: float  # on sequences that were not learned from
+    after: float
+
+
 class Origin(Strict):
     """Where an artifact comes from: everything that decides its bytes. `lineage` describes the source model;
     the model card uses its keys "name" and "licence"."""
@@ -138,6 +151,7 @@ class Origin(Strict):
     bitwright: str
     recipe: RecipeRow
     calibration: Calibration | None = None
+    tuning: TuningRow | None = None
     lineage: dict[str, JsonValue] = {}
     seeds: dict[str, int] = {}
     fingerprint: str

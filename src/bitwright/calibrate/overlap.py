@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +29,14 @@ def shared(ids: Tensor, kept: Iterable[str]) -> float:
     if not len(wanted) or ids.shape[1] < RUN:
         return 0.0
     return float(np.isin(wanted, _rolling(ids.numpy())).mean())
+
+
+def occurring(ids: Tensor, kept: Iterable[str]) -> Tensor:
+    """Bool [S]: which sequences int64 [S, T] hold one of the kept runs, at any offset."""
+    wanted = np.array([int(h, 16) for h in kept], dtype=np.uint64)
+    if not len(wanted) or ids.shape[1] < RUN:
+        return torch.zeros(len(ids), dtype=torch.bool)
+    return torch.from_numpy(np.isin(_rolling(ids.numpy()), wanted).any(axis=1))
 
 
 def _rolling(ids: NDArray[np.int64]) -> NDArray[np.uint64]:

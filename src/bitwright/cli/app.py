@@ -19,6 +19,7 @@ from bitwright.cli.generate import generate
 from bitwright.cli.info import info
 from bitwright.cli.quantize import quantize
 from bitwright.cli.recipes import recipes
+from bitwright.cli.tune import tune
 from bitwright.errors import BitwrightError
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quantize, evaluate, compare, info, generate, chat, export, recipes, doctor):
+for command in (quantize, tune, evaluate, compare, info, generate, chat, export, recipes, doctor):
     app.command()(command)
 app.command(hidden=True)(demo)
 

@@ -21,7 +21,7 @@ def choose(
     module = cast(RecipeModule, registry.load("recipes", name))
     spec = to_spec(module.RECIPE)
     for path, text in settings.items():
-        _put(spec, path, _value(text))
+        _put(spec, path, value(text))
     recipe = build(Recipe, spec)
     if bits is not None:
         recipe = module.at_bits(recipe, bits, shapes)
@@ -52,7 +52,8 @@ def parse(assignments: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _value(text: str) -> Any:
+def value(text: str) -> Any:
+    """What a setting on the command line means: JSON, "none", or the text itself."""
     if text.lower() in ("none", "null"):
         return None
     try:

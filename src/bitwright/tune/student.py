@@ -1,0 +1,144 @@
+"""The two models of a distillation: the float one that is followed, and the packed one as trainable float weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.models.skeleton import materialise, skeleton
+from bitwright.runtime.install import place
+from bitwright.tune.settings import Learning
+from bitwright.tune.weight import Moved, TunedWeight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bitwright.artifact.layout import Weight
+    from bitwright.artifact.read import Artifact
+    from bitwright.engine.workers import Workers
+    from bitwright.models.source import Source
+    from bitwright.models.structure import Structure
+
+
+def _owner(model: nn.Module, weight: Weight) -> nn.Module | None:
+    """The module whose weight it is; None for a stack of experts."""
+    return model.get_submodule(weight.name) if len(weight.shape) == 2 else None
+
+
+def product_type() -> torch.dtype:
+    """Of the factors of matrix products: bfloat16 where the processor multiplies it faster than float32."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def teacher(source: Source, structure: Structure, dtype: torch.dtype) -> PreTrainedModel:
+    """The float model, with the linears of its blocks in `dtype`."""
+    model = skeleton(source.config)
+    materialise(model, source, "")
+    for block in structure.blocks:
+        for name in (*(f"{name}.weight" for name in block.linears), *(experts.name for experts in block.experts)):
+            parameter = model.get_parameter(f"{block.path}.{name}")
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+@dataclass
+class Matrix:
+    """One matrix of the student (of a stack of experts: one expert): how it is stored, and where the model reads it."""
+
+    weight: TunedWeight
+    parameter: nn.Parameter
+    expert: int | None
+
+    def show(self) -> None:
+        """Put the decoded weight where the model multiplies by it."""
+        place = self.parameter.data if self.expert is None else self.parameter.data[self.expert]
+        place.copy_(self.weight.value())
+
+
+@dataclass
+class Vectors:
+    """Norms and biases, which are stored as floats; the model computes with their stored values."""
+
+    moved: Moved
+    parameters: dict[str, nn.Parameter]
+    types: dict[str, torch.dtype]
+
+    def show(self) -> None:
+        """Put the rounded values in the model."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(self.stored(name))
+
+    def stored(self, name: str) -> Tensor:
+        """As written to the file."""
+        return self.moved.tensors[name].to(self.types[name])
+
+
+class Student:
+    """The model of an artifact, its block weights and vectors trainable; embedding and head are as stored."""
+
+    def __init__(
+        self, artifact: Artifact, source: Source, learning: Learning, dtype: torch.dtype, workers: Workers
+    ) -> None:
+        self.model = skeleton(source.config)
+        self.matrices: dict[str, list[Matrix]] = {}  # by weight name; one, or one an expert
+        for name in artifact.kept:
+            place(self.model, name, artifact.tensor(name))
+        table = self.model.get_input_embeddings()
+        fixed = {id(table), id(self.model.get_output_embeddings())} - {id(None)}
+        for weight in artifact.weights():
+            owner = _owner(self.model, weight)
+            if owner is not None and id(owner) in fixed:
+                owner.weight = nn.Parameter(artifact.qtensor(weight.name).dequantize(), requires_grad=False)
+            else:
+                self._matrix(artifact, source, weight, learning, dtype, workers)
+        for head, table_name in artifact.quantization.tied:
+            self.model.get_submodule(head).weight = self.model.get_submodule(table_name).weight
+        self.vectors = self._vectors(artifact, learning)
+
+    def _matrix(
+        self,
+        artifact: Artifact,
+        source: Source,
+        weight: Weight,
+        learning: Learning,
+        dtype: torch.dtype,
+        workers: Workers,
+    ) -> None:
+        stacked = len(weight.shape) == 3
+        parameter = nn.Parameter(torch.empty(weight.shape, dtype=dtype))
+        path, _, leaf = weight.name.rpartition(".")
+        setattr(self.model.get_submodule(path if stacked else weight.name), leaf if stacked else "weight", parameter)
+        original = source.tensor(weight.name if stacked else f"{weight.name}.weight") if learning.memory else None
+
+        def tuned(expert: int) -> TunedWeight:
+            towards = original if original is None or not stacked else original[expert]
+            return TunedWeight(artifact.qtensor(weight.name, expert), towards, learning)
+
+        found = workers.map(tuned, range(weight.experts))
+        self.matrices[weight.name] = [Matrix(w, parameter, e if stacked else None) for e, w in enumerate(found)]
+
+    def _vectors(self, artifact: Artifact, learning: Learning) -> Vectors:
+        parameters = dict(self.model.named_parameters())
+        names = [name for name in artifact.kept if name in parameters and parameters[name].dim() == 1]
+        chosen = {name: parameters[name].requires_grad_() for name in names}
+        types = {name: artifact.tensor(name).dtype for name in names}
+        moved = Moved({name: p.data for name, p in chosen.items()}, dict.fromkeys(names, learning.vector_rate))
+        return Vectors(moved, chosen, types)
+
+    @property
+    def all(self) -> list[Matrix]:
+        """Every trainable matrix."""
+        return [matrix for matrices in self.matrices.values() for matrix in matrices]
+
+    def planes(self) -> dict[str, Tensor]:
+        """What is stored of everything that was trained, by full name."""
+        found: dict[str, Tensor] = {name: self.vectors.stored(name) for name in self.vectors.parameters}
+        for name, matrices in self.matrices.items():
+            each = [matrix.weight.planes() for matrix in matrices]
+            for role in each[0]:
+                stacked = matrices[0].expert is not None
+                found[f"{name}.{role}"] = torch.stack([p[role] for p in each]) if stacked else each[0][role]
+        return found

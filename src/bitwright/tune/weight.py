@@ -1,0 +1,118 @@
+"""A packed weight while it is tuned: latent values, codes, continuous parameters and their optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bitwright.groups import Params, per_column
+from bitwright.protocols import Planes, QTensor
+from bitwright.tune.settings import Learning
+
+BETAS = (0.9, 0.95)
+HALVINGS = 6
+
+
+class Moved:
+    """Tensors under Adam, each with a rate relative to its root mean square at the start."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+        self.tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
+        self.rates = {k: rates[k] * float(v.square().mean().sqrt().clamp(min=1e-8)) for k, v in tensors.items()}
+        groups = [{"params": [v], "lr": self.rates[k]} for k, v in self.tensors.items()]
+        self.adam = torch.optim.Adam(groups, betas=BETAS, eps=1e-12, fused=True)
+
+    def step(self, gradients: Mapping[str, Tensor], factor: float) -> None:
+        """One update with all rates times `factor`."""
+        for group, (name, tensor) in zip(self.adam.param_groups, self.tensors.items(), strict=True):
+            tensor.grad = gradients[name]
+            group["lr"] = self.rates[name] * factor
+        self.adam.step()
+        self.adam.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Values and moments, for the journal."""
+        found = dict(self.tensors)
+        for name, tensor in self.tensors.items():
+            found |= {f"{name}:{key}": value for key, value in self.adam.state[tensor].items()}
+        return found
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(state[name])
+            own = {key: value.clone() for key, value in state.items() if key.startswith(f"{name}:")}
+            self.adam.state[tensor] = {key.removeprefix(f"{name}:"): value for key, value in own.items()}
+
+
+class TunedWeight:
+    """A weight [R, C] whose forward value is exactly what its packed planes decode to.
+
+    Codes are those nearest to a latent weight, which takes the gradient of the decoded weight as its own
+    (straight-through, arXiv 1308.3432); continuous parameters get their exact gradient through `decode`.
+    """
+
+    def __init__(self, q: QTensor, original: Tensor | None, learning: Learning) -> None:
+        self.format, self.shape = q.format, q.shape
+        self.codes, self.fixed = q.format.unpack(q.planes, q.shape)
+        latent = self._decode(self.fixed)
+        if original is not None:
+            latent = self._towards(original.float(), latent)
+        moving = {name: self.fixed[name] for name in q.format.continuous}
+        rates = dict.fromkeys(moving, learning.parameter_rate) | {"latent": learning.rate}
+        self.moved = Moved({"latent": latent} | moving, rates)
+
+    def _towards(self, original: Tensor, decoded: Tensor) -> Tensor:
+        """As near to the original weight as the codes stay what they are."""
+
+        def same(step: Tensor) -> Tensor:
+            codes = self.format.encode(decoded + step, self._spread(self.fixed))
+            return self.format.decode(codes, self._spread(self.fixed)) == decoded
+
+        step = original - decoded
+        for _ in range(HALVINGS):
+            step = torch.where(same(step), step, step / 2)
+        step = step * same(step)
+        return decoded + step * same(step).all(1, keepdim=True)  # codes of many weights at once may need the whole row
+
+    def _spread(self, params: Params) -> Params:
+        return per_column(params, self.format.group, self.shape[1])
+
+    def _decode(self, params: Params) -> Tensor:
+        return self.format.decode(self.codes, self._spread(params))
+
+    def _stored(self) -> Params:
+        """All parameters as they would be read back."""
+        return self.format.stored(self.fixed | {k: self.moved.tensors[k] for k in self.format.continuous})
+
+    def encode(self) -> None:
+        """Codes nearest to the latent weight."""
+        self.codes = self.format.encode(self.moved.tensors["latent"], self._spread(self._stored()))
+
+    def value(self) -> Tensor:
+        """Float32 [R, C]: what the packed weight decodes to."""
+        return self._decode(self._stored())
+
+    def update(self, gradient: Tensor, factor: float) -> None:
+        """One step along the gradient float32 [R, C] of the decoded weight."""
+        moving = {k: self.moved.tensors[k].detach().requires_grad_() for k in self.format.continuous}
+        with torch.enable_grad():
+            value = self._decode(self.format.stored(self.fixed | moving))
+            found = torch.autograd.grad(value, list(moving.values()), gradient)
+        self.moved.step({"latent": gradient} | dict(zip(moving, found, strict=True)), factor)
+
+    def planes(self) -> Planes:
+        """What is stored."""
+        return self.format.pack(self.codes, self._stored())
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a later step depends on."""
+        return self.moved.state() | {f"planes:{role}": plane for role, plane in self.planes().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        self.moved.restore(state)
+        planes = {key.removeprefix("planes:"): v for key, v in state.items() if key.startswith("planes:")}
+        self.codes, _ = self.format.unpack(planes, self.shape)
