@@ -51,7 +51,7 @@ def test_parameters_follow_their_gradient_and_what_was_computed_is_what_is_packe
         tuned.update(tuned.value() - target, 1 - step / 30)
     assert float((tuned.value() - target).norm()) < 0.6 * float((packed(fmt).dequantize() - target).norm())
     codes = tuned.codes
-    tuned.update(matrix(3), 20.0)
+    tuned.update(matrix(3), 200.0)
     tuned.encode()
     assert not torch.equal(tuned.codes, codes)
     planes = tuned.planes()

@@ -21,7 +21,9 @@ for line in {lines!r}:
 heavy = {{"torch", "transformers", "numpy", "matplotlib"}} & sys.modules.keys()
 assert not heavy, heavy
 """
-COMMANDS = ("quantize", "evaluate", "compare", "info", "generate", "chat", "export", "recipes", "doctor", "demo")
+COMMANDS = (
+    "quantize", "tune", "evaluate", "compare", "info", "generate", "chat", "export", "recipes", "doctor", "demo",
+)  # fmt: skip
 
 
 def test_contracts_between_rooms_hold() -> None:

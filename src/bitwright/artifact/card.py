@@ -77,6 +77,9 @@ def _lineage(manifest: Manifest) -> str:
     facts: dict[str, Any] = dict(manifest.lineage)
     if manifest.calibration:
         facts["calibration"] = f"{manifest.calibration.data}, {manifest.calibration.tokens} tokens"
+    if manifest.tuning:
+        told = f"{manifest.tuning.steps} steps, {manifest.tuning.tokens} tokens of {manifest.tuning.data.data}"
+        facts["tuned towards the float model"] = told
     facts["fingerprint"] = manifest.fingerprint
     lines = [f"- {key}: {v if isinstance(v, str) else json.dumps(v)}" for key, v in sorted(facts.items())]
     if not manifest.lineage.get("licence"):

@@ -90,16 +90,16 @@ def measure(
 
 
 def _keep_apart(subject: Subject, windows: Tensor, text: str) -> None:
-    """`Refused` where a subject was calibrated on what it would be measured on."""
+    """`Refused` where a subject was calibrated or tuned on what it would be measured on."""
     from bitwright.calibrate.overlap import SHARED, shared
 
-    seen = subject.calibration
-    part = 0.0 if seen is None else shared(windows, seen.runs)
-    if seen is not None and part > SHARED:
-        raise Refused(
-            f"{subject.name} was calibrated on {seen.data}, and {part:.0%} of that text is in {text}: "
-            "measure on another text."
-        )
+    for done, seen in subject.seen.items():
+        part = shared(windows, seen.runs)
+        if part > SHARED:
+            raise Refused(
+                f"{subject.name} was {done} on {seen.data}, and {part:.0%} of that text is in {text}: "
+                "measure on another text."
+            )
 
 
 def _candidate(subject: Subject) -> Candidate:

@@ -15,7 +15,7 @@ from bitwright.errors import BitwrightError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from bitwright.artifact.layout import Calibration
+    from bitwright.artifact.layout import Calibration, Manifest
     from bitwright.models.source import Source
     from bitwright.runtime.generate import EngineChoice, Generator
     from bitwright.runtime.linear import Activations
@@ -37,7 +37,7 @@ class Subject:
     speaker: Callable[[], Generator]
     tokenizer: Callable[[], PreTrainedTokenizerBase]
     parent: tuple[str, str] | None  # name and digest of the float model it was made from
-    calibration: Calibration | None  # the text it has seen
+    seen: dict[str, Calibration]  # what was done with it ("calibrated", "tuned") -> on which text
 
 
 def open_subject(path: str, activations: Activations = "int8", engine: EngineChoice = "auto") -> Subject:
@@ -102,8 +102,17 @@ def _packed(path: Path, name: str, activations: Activations, choice: EngineChoic
         speaker=cache(lambda: generator(load(path, activations), choice)),
         tokenizer=cache(lambda: read_tokenizer(path)),
         parent=(str(lineage["name"]), str(lineage["digest"])) if known else None,
-        calibration=None if manifest is None else manifest.calibration,
+        seen=_seen(manifest),
     )
+
+
+def _seen(manifest: Manifest | None) -> dict[str, Calibration]:
+    found: dict[str, Calibration] = {}
+    if manifest is not None and manifest.calibration is not None:
+        found["calibrated"] = manifest.calibration
+    if manifest is not None and manifest.tuning is not None:
+        found["tuned"] = manifest.tuning.data
+    return found
 
 
 def _float(source: Source) -> Subject:
@@ -121,7 +130,7 @@ def _float(source: Source) -> Subject:
         speaker=cache(lambda: generator(load_float(source.name))),
         tokenizer=cache(source.tokenizer),
         parent=None,
-        calibration=None,
+        seen={},
     )
 
 
