@@ -1,0 +1,24 @@
+"""DB-LLM (arXiv 2402.11960): two planes of {0, 1} with two free scales a group, without its training.
+
+Flexible dual binarization starts from the grid {-s, 0, s, 2 s} or its mirror image, whichever fits better, and frees
+both scales; here they are found by alternating least squares and by descent under the Hessian.
+Stored bits a weight: 2 + 32 / group.
+"""
+
+from __future__ import annotations
+
+from bitwright.formats.integer import Integer
+from bitwright.formats.residual import Residual
+from bitwright.protocols import Recipe
+from bitwright.recipes._bits import residual_at as at_bits
+from bitwright.solvers.descent import Descent
+
+RECIPE = Recipe("db-llm", format=Residual(2, 64, values="bit"), solver=Descent(), embedding=Integer(8, 64, "symmetric"))
+
+
+def caution(recipe: Recipe) -> str | None:
+    """None measured."""
+    return None
+
+
+__all__ = ["RECIPE", "at_bits", "caution"]
