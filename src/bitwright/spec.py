@@ -51,6 +51,10 @@ def build(cls: type[T], spec: Spec) -> T:
     values = {k: from_spec(v) for k, v in spec.items() if k != "kind"}
     hints = get_type_hints(cls)
     for name, value in values.items():
+        if is_dataclass(hints[name]):  # a part of just one kind, of which pydantic would want its own configuration
+            if not isinstance(value, hints[name]):
+                raise BadField(cls.__name__, name, value, f"give a part of kind {vars(hints[name])['kind']}")
+            continue
         try:
             TypeAdapter(hints[name], config=STRICT).validate_python(value)
         except ValidationError as error:

@@ -76,9 +76,10 @@ class AffineCodes(ABC):
 
     def unpack(self, planes: Planes, shape: tuple[int, int]) -> tuple[Tensor, Params]:
         """Inverse of `pack`."""
-        return _layout.unpack_codes(planes["weight"], self.width, shape).to(torch.int32), self._params(planes, shape)
+        return _layout.unpack_codes(planes["weight"], self.width, shape).to(torch.int32), self.parameters(planes, shape)
 
-    def _params(self, planes: Planes, shape: tuple[int, int]) -> Params:
+    def parameters(self, planes: Planes, shape: tuple[int, int]) -> Params:
+        """Scales and mins [R, G] of stored planes."""
         scale = _layout.unpack_lanes(planes["scales"], shape[0])
         if self.offset is None:
             return {"scale": scale, "min": _layout.unpack_lanes(planes["mins"], shape[0])}
@@ -129,7 +130,7 @@ class AffineCodes(ABC):
     def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
         """The dense term unpacked."""
         codes = _layout.unpack_codes(planes["weight"], self.width, shape)
-        params = self._params(planes, shape)
+        params = self.parameters(planes, shape)
         return (Operand(codes, None, params["scale"], params["min"], self.group),)
 
     def rows(self, planes: Planes, ids: Tensor, shape: tuple[int, int]) -> Tensor:

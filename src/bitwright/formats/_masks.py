@@ -93,6 +93,45 @@ class Bitmap:
         return "marks a salient entry outside the matrix" if bool(edge.any() or last.any()) else None
 
 
+class WholeColumns:
+    """One bit a column; codes in the order of `Bitmap`, whose index and starts are made when a kernel asks for them."""
+
+    def pack(self, mask: Tensor, codes: Tensor, bits: int) -> Planes:
+        """Planes of a mask and the codes under it."""
+        chosen = torch.zeros(-(-mask.shape[1] // 8) * 8, dtype=torch.uint8)
+        chosen[: mask.shape[1]] = mask[0]
+        packed = (chosen.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+        return {"chosen": packed, "salient": Bitmap().pack(mask, codes, bits)["salient"]}
+
+    def bitmap(self, planes: Planes, shape: Shape) -> Planes:
+        """The planes of `Bitmap` that say the same."""
+        chosen = ((planes["chosen"][:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).view(-1)[: shape[1]]
+        mask = chosen.bool().expand(shape)
+        return Bitmap().pack(mask, mask, 8) | {"salient": planes["salient"]}
+
+    def unpack(self, planes: Planes, shape: Shape, bits: int) -> tuple[Tensor, Tensor]:
+        """Mask and codes, 0 outside the mask."""
+        return Bitmap().unpack(self.bitmap(planes, shape), shape, bits)
+
+    def planes(self, shape: Shape, count: int, bits: int) -> dict[str, PlaneSpec]:
+        """Shapes of the planes."""
+        return {
+            "chosen": PlaneSpec(torch.uint8, (-(-shape[1] // 8),)),
+            "salient": PlaneSpec(torch.uint8, (-(-count * bits // 8),)),
+        }
+
+    def mask_bits(self, shape: Shape, count: int) -> tuple[int, int]:
+        """Bits of places and of tables."""
+        return shape[1], 0
+
+    def flaw(self, planes: Planes, shape: Shape, count: int) -> str | None:
+        """As many columns as there are codes, none behind the last."""
+        bits = ((planes["chosen"][:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).view(-1)
+        if bool(bits[shape[1] :].any()):
+            return "marks a salient entry outside the matrix"
+        return None if int(bits.sum()) * shape[0] == count else "counts its salient entries wrongly"
+
+
 class Offsets:
     """8-bit column offsets in tiles of 256 columns and an 8-bit count a row and tile; row-major order."""
 
@@ -217,4 +256,4 @@ class Nm:
         return "lists a salient entry twice" if bool(repeated.any()) else None
 
 
-Codec = Bitmap | Offsets | Nm
+Codec = Bitmap | WholeColumns | Offsets | Nm

@@ -11,13 +11,15 @@ from torch import Tensor
 from bitwright.bits import Bits
 from bitwright.errors import BadField
 from bitwright.formats import _fit, _layout
-from bitwright.formats._masks import Bitmap, Codec, Nm, Offsets
+from bitwright.formats._masks import Bitmap, Codec, Nm, Offsets, WholeColumns
 from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
+from bitwright.formats.residual import Residual
 from bitwright.groups import Params, groups, per_column
+from bitwright.partitions.columns import Columns
 from bitwright.partitions.salience import Salience
 from bitwright.partitions.slots import Slots
-from bitwright.protocols import ColumnStats, Dense, Operand, Partition, Planes, PlaneSpec, Sparse, Term
+from bitwright.protocols import ColumnStats, Operand, Partition, Planes, PlaneSpec, Sparse, Term
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,24 @@ class Mixed:
 
     Every entry has a low code; a salient one may take whichever low code lets its high code come nearest, so the
     sign plane of PB-LLM is not idle there. The mask is chosen once, on the original weights, and never changes.
-    `where`: "bitmap" (1 bit an entry, any share), "offsets" (8 bits a salient entry, shares below 10 %) or
-    "nm" (four slots a row and block, wants `by=Slots(...)` and 8 bits).
+    `where`: "bitmap" (1 bit an entry, any share), "offsets" (8 bits a salient entry, shares below 10 %),
+    "nm" (four slots a row and block, wants `by=Slots(...)` and 8 bits) or "columns" (1 bit a column, wants
+    `by=Columns(...)`).
     """
 
     kind: ClassVar[str] = "mixed"
-    low: Binary | Integer = field(default_factory=Binary)
+    low: Binary | Integer | Residual = field(default_factory=Binary)
     by: Partition = field(default_factory=Salience)
     salient_bits: int = 8
-    where: Literal["bitmap", "offsets", "nm"] = "bitmap"
+    where: Literal["bitmap", "offsets", "nm", "columns"] = "bitmap"
 
     def __post_init__(self) -> None:
         if self.salient_bits not in (4, 8) or (self.where == "nm" and self.salient_bits != 8):
             raise BadField(self, "salient_bits", self.salient_bits, "give 8, or 4 with a bitmap or offsets")
         if (self.where == "nm") != isinstance(self.by, Slots):
             raise BadField(self, "where", self.where, "'nm' and a partition by slots go together")
+        if (self.where == "columns") != isinstance(self.by, Columns):
+            raise BadField(self, "where", self.where, "'columns' and a partition by columns go together")
 
     @property
     def group(self) -> int | None:
@@ -56,7 +61,8 @@ class Mixed:
     def _codec(self) -> Codec:
         if isinstance(self.by, Slots):
             return Nm(self.by.block)
-        return Bitmap() if self.where == "bitmap" else Offsets()
+        codecs: dict[str, Codec] = {"bitmap": Bitmap(), "columns": WholeColumns(), "offsets": Offsets()}
+        return codecs[self.where]
 
     @property
     def _levels(self) -> int:
@@ -152,12 +158,14 @@ class Mixed:
         return self.low.flaw(planes, shape) or self._codec.flaw(planes, shape, self.by.count(shape))
 
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
-        """A dense term and a sparse one on top."""
+        """Dense terms and a sparse one on top."""
         low = self.low.terms(planes, shape)
-        assert isinstance(low[0], Dense)
-        index = {"bitmap": "mask", "offsets": "offsets", "nm": "index"}[self.where]
+        where = self.where
+        if isinstance(self._codec, WholeColumns):
+            planes, where = planes | self._codec.bitmap(planes, shape), "bitmap"
+        index = {"bitmap": "mask", "offsets": "offsets", "nm": "index"}[where]
         sparse = Sparse(
-            where=self.where,
+            where=where,
             index=planes[index],
             values=planes["salient"],
             bits=self.salient_bits,
@@ -180,7 +188,8 @@ class Mixed:
     def rows(self, planes: Planes, ids: Tensor, shape: tuple[int, int]) -> Tensor:
         """Chosen rows; places are stored in one run, so all of them are unpacked."""
         codes, params = self.unpack(planes, shape)
-        return self.decode(codes[ids], {k: v[ids] for k, v in per_column(params, self.group, shape[1]).items()})
+        spread = per_column(params, self.group, shape[1])
+        return self.decode(codes[ids], {k: v[ids] if len(v) == shape[0] else v for k, v in spread.items()})
 
 
 def _high(params: Params) -> Params:
@@ -194,4 +203,5 @@ EXAMPLES = (
     Mixed(Integer(2, 64), Salience(0.02), 4, "offsets"),
     Mixed(Binary(64), Slots(64), 8, "nm"),
     Mixed(Binary(128, mean=False), Slots(128), 8, "nm"),
+    Mixed(Residual(1, None, columns="shared"), Columns(0.2), 4, "columns"),
 )

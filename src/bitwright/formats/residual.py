@@ -94,7 +94,7 @@ class Residual:
         found = dict(params)
         for i, part in enumerate(self.parts):
             own = part.stored(_planes.of_plane(params, i))
-            found |= {_planes.named(name, i): value for name, value in own.items()}
+            found |= self.named(i, own)
         columns = (_planes.named("column", i) for i in range(self._columns))
         return found | {name: _fit.straight_half(params[name]) for name in columns}
 
@@ -121,15 +121,27 @@ class Residual:
         codes = torch.zeros(shape, dtype=torch.int32)
         params: Params = {}
         for i, part in enumerate(self.parts):
-            bits, own = part.unpack(self._own(planes, i, shape), shape)
+            bits, own = part.unpack(self.own(planes, i), shape)
             codes |= bits << i
-            params |= {_planes.named(name, i): value for name, value in own.items()}
+            params |= self.named(i, own)
         for i in range(self._columns):
             params[_planes.named("column", i)] = planes[_planes.named("columns", i)].float()[None]
         return codes, params
 
-    def _own(self, planes: Planes, i: int, shape: tuple[int, int]) -> Planes:
-        return {role: planes[_planes.named(role, i)] for role in self.parts[i].planes(shape)}
+    def own(self, planes: Planes, i: int) -> Planes:
+        """The stored tensors of plane i under the names of the first."""
+        roles = ("weight", "scales", "mins") if self.parts[i].offset is None else ("weight", "scales")
+        return {role: planes[_planes.named(role, i)] for role in roles}
+
+    @staticmethod
+    def named(i: int, params: Params) -> Params:
+        """Parameters of plane i under the names they have in the sum."""
+        return {_planes.named(name, i): value for name, value in params.items()}
+
+    @staticmethod
+    def scale(params: Params, i: int) -> Tensor:
+        """Steps [R, G] of plane i."""
+        return params[_planes.named("scale", i)]
 
     def planes(self, shape: tuple[int, int]) -> dict[str, PlaneSpec]:
         """Those of every part, numbered from the second on; column scales f16 [C]."""
@@ -151,20 +163,20 @@ class Residual:
         vectors = [planes[_planes.named("columns", i)] for i in range(self._columns)]
         if not all(bool(v.isfinite().all()) for v in vectors):
             return "holds a scale that is not finite"
-        flaws = (part.flaw(self._own(planes, i, shape), shape) for i, part in enumerate(self.parts))
+        flaws = (part.flaw(self.own(planes, i), shape) for i, part in enumerate(self.parts))
         return next((flaw for flaw in flaws if flaw), None)
 
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
         """A dense term a plane."""
         return tuple(
-            replace(part.terms(self._own(planes, i, shape), shape)[0], inputs=self._vector(planes, i))
+            replace(part.terms(self.own(planes, i), shape)[0], inputs=self._vector(planes, i))
             for i, part in enumerate(self.parts)
         )
 
     def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
         """The same terms unpacked."""
         return tuple(
-            replace(part.operands(self._own(planes, i, shape), shape)[0], inputs=self._vector(planes, i))
+            replace(part.operands(self.own(planes, i), shape)[0], inputs=self._vector(planes, i))
             for i, part in enumerate(self.parts)
         )
 
