@@ -2,8 +2,8 @@
 
 The paper's variants are settings. ARB: format.columns=none. ARB-RC (the default): a scale a row and block times a
 scale a column, for each plane. ARB-X, scales refitted under the Hessian, is the first half of the descent that both
-get here; solver={"kind": "gptq"} leaves it out. The column-group bitmap (own break-points for salient columns) is a
-second plane with a column scale in this format.
+get here (3 rounds before it do what the paper's 15 do); solver={"kind": "gptq"} leaves it out. The column-group
+bitmap (own break-points for salient columns) is a second plane with a column scale in this format.
 Stored bits a weight: planes * (1 + 16 / group + 16 / rows). The paper counts 1.09: the signs.
 """
 
@@ -16,7 +16,7 @@ from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent
 
 RECIPE = Recipe(
-    "arb-llm", format=Residual(2, 128, columns="own"), solver=Descent(), embedding=Integer(8, 64, "symmetric")
+    "arb-llm", format=Residual(2, 128, rounds=3, columns="own"), solver=Descent(), embedding=Integer(8, 64, "symmetric")
 )
 
 

@@ -13,7 +13,9 @@ from bitwright.protocols import Recipe
 from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent
 
-RECIPE = Recipe("db-llm", format=Residual(2, 64, values="bit"), solver=Descent(), embedding=Integer(8, 64, "symmetric"))
+RECIPE = Recipe(
+    "db-llm", format=Residual(2, 64, rounds=3, values="bit"), solver=Descent(), embedding=Integer(8, 64, "symmetric")
+)
 
 
 def caution(recipe: Recipe) -> str | None:

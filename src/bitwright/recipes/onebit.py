@@ -15,7 +15,10 @@ from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent
 
 RECIPE = Recipe(
-    "onebit", format=Residual(1, None, columns="shared"), solver=Descent(), embedding=Integer(8, 64, "symmetric")
+    "onebit",
+    format=Residual(1, None, rounds=3, columns="shared"),
+    solver=Descent(),
+    embedding=Integer(8, 64, "symmetric"),
 )
 
 

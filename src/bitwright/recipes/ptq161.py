@@ -21,7 +21,7 @@ from bitwright.solvers.descent import Descent
 
 RECIPE = Recipe(
     "ptq161",
-    format=Mixed(Residual(1, None, columns="shared"), Columns(0.2), salient_bits=4, where="columns"),
+    format=Mixed(Residual(1, None, rounds=3, columns="shared"), Columns(0.2), salient_bits=4, where="columns"),
     solver=Descent(),
     embedding=Integer(8, 64, "symmetric"),
 )

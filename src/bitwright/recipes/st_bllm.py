@@ -21,7 +21,7 @@ from bitwright.solvers.descent import Descent
 
 RECIPE = Recipe(
     "st-bllm",
-    format=Structured(Residual(2, 128), 4, 8, "importance"),
+    format=Structured(Residual(2, 128, rounds=3), 4, 8, "importance"),
     solver=Descent(),
     embedding=Integer(8, 64, "symmetric"),
 )

@@ -29,7 +29,7 @@ class Descent:
     kind: ClassVar[str] = "descent"
     needs_hessian: ClassVar[bool] = True
     start: Solver = field(default_factory=Gptq)
-    sweeps: int = 4
+    sweeps: int = 2
     damping: float = 0.01
 
     def __post_init__(self) -> None:
