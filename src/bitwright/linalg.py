@@ -73,6 +73,8 @@ def inverse_cholesky(hessian: Tensor, damping: float = 0.01) -> tuple[Tensor, fl
 
 def inverse_factor(matrix: Tensor) -> Tensor:
     """U, upper triangular, with inverse(matrix) = U^T U, for a small positive definite matrix."""
+    if matrix.numel() == 1:
+        return matrix.rsqrt()
     upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(matrix)), upper=True)
     return upper
 

@@ -51,6 +51,11 @@ class Structured:
         return self.low.group
 
     @property
+    def step(self) -> int:
+        """Every column is coded on its own."""
+        return 1
+
+    @property
     def _width(self) -> int:
         return (comb(self.of, self.keep) - 1).bit_length()
 
@@ -92,7 +97,7 @@ class Structured:
         """Those of the planes."""
         return self.low.stored(params)
 
-    def encode(self, w: Tensor, params: Params) -> Tensor:
+    def encode(self, w: Tensor, params: Params, importance: Tensor | None = None, u: Tensor | None = None) -> Tensor:
         """256 + the code of the planes, 0 where a weight is dropped."""
         return (self.low.encode(w, params) + KEPT) * (params["mask"] > 0)
 

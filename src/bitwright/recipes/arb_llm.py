@@ -11,12 +11,22 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.formats.residual import Residual
-from bitwright.protocols import Recipe
+from bitwright.protocols import Menu, Recipe
+from bitwright.recipes._bits import TABLES
 from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent
 
 RECIPE = Recipe(
     "arb-llm", format=Residual(2, 128, rounds=3, columns="own"), solver=Descent(), embedding=Integer(8, 64, "symmetric")
+)
+
+# Few tensors need more than three planes, and integers hold those better.
+MENU = Menu(
+    (
+        *(Residual(order, 128, rounds=3, columns="own") for order in (1, 2, 3)),
+        *(Integer(width, 64, search=20) for width in (4, 6)),
+    ),
+    TABLES,
 )
 
 
@@ -25,4 +35,4 @@ def caution(recipe: Recipe) -> str | None:
     return None
 
 
-__all__ = ["RECIPE", "at_bits", "caution"]
+__all__ = ["MENU", "RECIPE", "at_bits", "caution"]
