@@ -270,6 +270,7 @@ class Menu:
     formats: tuple[Format, ...]  # of block linears
     tables: tuple[Format, ...] = ()  # of embedding and untied head; none: as the recipe has it
     score: str = "fisher"  # see `sensitivity/scores.py`
+    reference: Format | None = None  # one of `formats`, for scores that measure groups of linears on the whole model
     rank: bool = False  # whole blocks, by rank, between neighbouring formats; else every linear on its own, exactly
 
 

@@ -22,7 +22,7 @@ def seen(rows: int, columns: int, seed: int = 0) -> Observed:
 
 def test_few_rows_are_all_solved() -> None:
     w, own = torch.randn(40, 64), seen(40, 64)
-    found = losses({"a": w}, {"a": own}, [Integer(3, 32)], Gptq())["a"][0]
+    found = losses({"a": w}, {"a": own}, hessian([own.gram], "a"), [Integer(3, 32)], Gptq())["a"][0]
     h = hessian([own.gram], "a")
     change = Gptq().solve(w, Integer(3, 32), h).dequantize() - w
     assert found.weight == pytest.approx(float(change.square().sum()), rel=1e-5)
@@ -41,7 +41,7 @@ def test_a_sample_stands_for_all_rows() -> None:
     assert float(taken.weights.sum()) == pytest.approx(700, rel=0.2)
     values = own.gradient * w.square().sum(1)
     assert float((values[taken.rows] * taken.weights).sum()) == pytest.approx(float(values.sum()), rel=0.2)
-    guess = losses({"a": w}, {"a": own}, [Integer(3, 32)], Gptq())["a"][0]
+    guess = losses({"a": w}, {"a": own}, hessian([own.gram], "a"), [Integer(3, 32)], Gptq())["a"][0]
     h = hessian([own.gram], "a")
     change = Gptq().solve(w, Integer(3, 32), h).dequantize() - w
     assert guess.output == pytest.approx(h.error(change), rel=0.25)
@@ -51,7 +51,7 @@ def test_linears_with_one_input_are_solved_together_and_more_bits_lose_less() ->
     a, b = seen(20, 64), seen(30, 64, 1)
     b.gram = a.gram
     weights = {"a": torch.randn(20, 64), "b": torch.randn(30, 64)}
-    both = losses(weights, {"a": a, "b": b}, [Integer(2, 32), Integer(4, 32)], Gptq())
-    alone = losses({"b": weights["b"]}, {"b": b}, [Integer(2, 32)], Gptq())
+    both = losses(weights, {"a": a, "b": b}, hessian([a.gram], "a"), [Integer(2, 32), Integer(4, 32)], Gptq())
+    alone = losses({"b": weights["b"]}, {"b": b}, hessian([a.gram], "a"), [Integer(2, 32)], Gptq())
     assert both["b"][0].output == pytest.approx(alone["b"][0].output, rel=1e-4)
     assert both["a"][1].divergence < both["a"][0].divergence

@@ -15,10 +15,12 @@ from bitwright.formats.integer import Integer
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
-from bitwright.sensitivity.measure import Bench, _zd
+from bitwright.sensitivity.measure import Bench
 from bitwright.sensitivity.scores import SCORES, losses
+from bitwright.sensitivity.statistics import zd
 from bitwright.sensitivity.table import key
 from bitwright.solvers.gptq import Gptq
+from bitwright.spec import label
 
 FORMATS = (Integer(2, 32), Integer(4, 32))
 
@@ -54,12 +56,19 @@ def test_an_interrupted_table_goes_on_and_a_finished_one_costs_nothing(bench: Ca
 
 
 def test_every_score_prefers_more_bits(bench: Callable[..., Bench], tmp_path: Path) -> None:
-    table = bench().table(FORMATS, FORMATS, "text")
+    table = bench().table(FORMATS, FORMATS, "text", FORMATS[0])
+    assert len(table.measured[key(FORMATS[0])]) == 14  # kinds of linears, each in the first and second of two blocks
+    assert min(table.measured[key(FORMATS[0])].values()) > 0
     shapes = {name: (row.weights // 32, 32) for name, row in table.tensors.items()}
     for score in SCORES:
-        for found in losses(table, score, FORMATS, shapes).values():
+        for found in losses(table, score, FORMATS, shapes, FORMATS[0]).values():
             few, many = found.values()
             assert few > many >= 0, score
+    combined = losses(table, "combined", FORMATS, shapes, FORMATS[0])
+    name = "model.layers.0.self_attn.v_proj"  # alone in its group: the correction makes it what was measured
+    assert combined[name][label(FORMATS[0])] == pytest.approx(
+        table.measured[key(FORMATS[0])][table.tensors[name].group]
+    )
     with pytest.raises(UnknownName):
         losses(table, "luck", FORMATS, shapes)
     assert table.tables[key(FORMATS[0])] > table.tables[key(FORMATS[1])] > 0
@@ -74,5 +83,5 @@ def test_zd_of_known_distributions() -> None:
     uniform = torch.rand(1_000_000, generator=draw)
     laplace = torch.distributions.Laplace(0.0, 1.0).icdf(uniform)
     for sample, share in ((gauss, 0.1587), (uniform, 0.2113), (laplace, 0.1216)):
-        assert _zd([sample]) == pytest.approx(share, abs=0.0012)
-        assert _zd([3 * sample + 1]) == pytest.approx(_zd([sample]), abs=1e-5)
+        assert zd([sample]) == pytest.approx(share, abs=0.0012)
+        assert zd([3 * sample + 1]) == pytest.approx(zd([sample]), abs=1e-5)

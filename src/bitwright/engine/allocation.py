@@ -13,7 +13,7 @@ from bitwright.allocate.problem import Budget, Option, Side, Unit
 from bitwright.engine.job import Job
 from bitwright.errors import Refused
 from bitwright.protocols import Format, Menu, Recipe
-from bitwright.sensitivity.scores import DIVERGENCE, losses
+from bitwright.sensitivity.scores import DIVERGENCES, losses
 from bitwright.sensitivity.table import Table, key
 from bitwright.spec import label
 
@@ -89,7 +89,7 @@ def _limit(job: Job, shapes: Shapes, overhead: int) -> int | None:
 
 def _problem(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shapes) -> _Problem:
     def units(by: str) -> list[Unit]:
-        lost = losses(table, by, menu.formats, shapes)
+        lost = losses(table, by, menu.formats, shapes, menu.reference)
         return [
             Unit(
                 name,
@@ -106,8 +106,8 @@ def _problem(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shape
             for f in menu.tables
         )
         whole = [Unit(TABLES, tuple(options))]
-    told_by = units(DIVERGENCE) + whole
-    chosen_by = told_by if score in (DIVERGENCE, UNIFORM) else units(score) + whole
+    told_by = units(score if score in DIVERGENCES else DIVERGENCES[0]) + whole
+    chosen_by = told_by if score in (*DIVERGENCES, UNIFORM) else units(score) + whole
     return _Problem(chosen_by, told_by, tuple(shapes))
 
 
@@ -131,7 +131,7 @@ def _solve(
         if uniform is None:
             raise Refused(f"{_asked(job)} cannot be reached with one format for all blocks: choose another score.")
         return uniform, uniform
-    if free and score != DIVERGENCE:
+    if free and score not in DIVERGENCES:
         # Losses of layers and of the embedding have no common unit: it is stored as in the best uniform file.
         if uniform is None:
             raise Refused(f"no single format fits, which the score {score} starts from: choose another score.")

@@ -16,6 +16,7 @@ from bitwright.engine.workers import Workers, cores
 from bitwright.errors import Refused
 from bitwright.models.cache import cache_folder
 from bitwright.protocols import Menu
+from bitwright.sensitivity.scores import MEASURED
 from bitwright.sensitivity.table import Table
 
 if TYPE_CHECKING:
@@ -80,4 +81,6 @@ def sensitivities(job: Job, menu: Menu, source: Source, structure: Structure, pr
     ids = ids[: max(1, SENSE // ids.shape[1])]
     with Workers(job.threads or cores()) as workers:
         bench = Bench(source, structure, ids, recipe.solver, cache_folder() / "sensitivity", workers.map, progress)
-        return bench.table(menu.formats, menu.tables if job.target_bpw is None else (), f"{row.sha256}-{len(ids)}")
+        tables = menu.tables if job.target_bpw is None else ()
+        reference = menu.reference if menu.score in MEASURED else None
+        return bench.table(menu.formats, tables, f"{row.sha256}-{len(ids)}", reference)

@@ -11,6 +11,7 @@ from bitwright import registry
 from bitwright.engine.job import Job
 from bitwright.errors import BadInput, UnknownName
 from bitwright.protocols import Menu, Recipe, RecipeModule
+from bitwright.sensitivity.scores import MEASURED
 from bitwright.spec import Spec, build, to_spec
 
 
@@ -38,6 +39,8 @@ def menu(job: Job) -> Menu | None:
     found: Menu | None = getattr(registry.load("recipes", job.recipe), "MENU", None)
     if found is None and (job.target_bytes is None or job.score is not None):
         raise BadInput(f"the recipe {job.recipe} does not spread bits over tensors: give --bits or --target-size.")
+    if found is not None and job.score in MEASURED and found.reference is None:
+        raise BadInput(f"the recipe {job.recipe} has no format to measure groups in: choose another --score.")
     return found if found is None or job.score is None else replace(found, score=job.score)
 
 

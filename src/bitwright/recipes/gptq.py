@@ -16,7 +16,7 @@ from bitwright.solvers.gptq import Gptq
 
 RECIPE = Recipe("gptq", format=Integer(3, 64, search=20), solver=Gptq(), embedding=Integer(8, 64, "symmetric"))
 
-MENU = Menu((*INTEGERS, Ternary(160, "base3"), Binary(64)), TABLES)
+MENU = Menu((*INTEGERS, Ternary(160, "base3"), Binary(64)), TABLES, reference=Integer(3, 64, search=20))
 
 
 def caution(recipe: Recipe) -> str | None:

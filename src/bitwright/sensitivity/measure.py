@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from bitwright.artifact.read import load_block
-from bitwright.artifact.write import save_block, write_text
-from bitwright.calibrate.observe import Gram, hessian
+from bitwright.linalg import Hessian
 from bitwright.protocols import Format, Solver
 from bitwright.runtime.load import load_float
 from bitwright.sensitivity import table as tables
-from bitwright.sensitivity.observe import Observed, observe
+from bitwright.sensitivity.groups import group_of, measure
+from bitwright.sensitivity.observe import Observed
 from bitwright.sensitivity.perturb import Text, divergence
-from bitwright.sensitivity.solved import losses
+from bitwright.sensitivity.solved import Losses, losses
+from bitwright.sensitivity.statistics import Statistics
 from bitwright.sensitivity.table import Table, key
 from bitwright.solvers.rtn import Rtn
 from bitwright.spec import fingerprint, to_spec
@@ -56,88 +55,72 @@ class Bench:
     map: Map
     progress: Progress
 
-    def table(self, formats: Sequence[Format], of_tables: Sequence[Format], calibration: str) -> Table:
-        """The table with the losses of these formats for linears and for embedding and head."""
+    def table(
+        self, formats: Sequence[Format], of_tables: Sequence[Format], calibration: str, reference: Format | None = None
+    ) -> Table:
+        """The table with the losses of these formats for linears and for embedding and head.
+
+        With a `reference` among the formats, groups of linears in it are also measured on the whole model.
+        """
         identity = tables.identity(self.source.digest(), calibration, to_spec(self.solver))
         path, table = tables.open_table(self.folder, identity)
         observation = fingerprint(tables.observation(self.source.digest(), calibration))
-        self._linears(path, table, list(formats), self.folder / f"{observation[:24]}-statistics")
+        statistics = Statistics(self.folder / f"{observation[:24]}-statistics")
+        self._linears(path, table, formats, statistics)
         self._tables(path, table, [fmt for fmt in of_tables if key(fmt) not in table.tables])
+        if reference is not None:
+            self._groups(path, table, reference, statistics)
         return table
 
-    def _linears(self, path: Path, table: Table, formats: list[Format], statistics: Path) -> None:
-        names = [key(fmt) for fmt in formats]
+    def _linears(self, path: Path, table: Table, formats: Sequence[Format], statistics: Statistics) -> None:
         blocks = self.structure.blocks
 
         def missing(index: int) -> list[Format]:
             rows = [table.tensors.get(f"{blocks[index].path}.{name}") for name in blocks[index].linears]
-            return [
-                f for f, n in zip(formats, names, strict=True) if any(r is None or n not in r.options for r in rows)
-            ]
+            return [fmt for fmt in formats if any(row is None or key(fmt) not in row.options for row in rows)]
 
         todo = [index for index in range(len(blocks)) if missing(index)]
         if todo:
-            self._observe(statistics)
-            told = json.loads((statistics / "done.json").read_text())
-            table.lim, table.zd = told["lim"], told["zd"]
+            self._gather(statistics)
+            table.lim, table.zd = statistics.told["lim"], statistics.told["zd"]
         for done, index in enumerate(todo):
             self.progress("trying formats", done, len(todo))
-            self._block(table, index, missing(index), statistics, told["tokens"])
+            self._block(table, index, missing(index), statistics)
             table.save(path)
 
-    def _block(self, table: Table, index: int, formats: list[Format], statistics: Path, tokens: int) -> None:
-        block, stored = self.structure.blocks[index], load_block(statistics / f"{index:05}.safetensors")
+    def _gather(self, statistics: Statistics) -> None:
+        if not statistics.there:
+            model = load_float(self.source.name)
+            statistics.gather(model, self.structure, self.ids, partial(self.progress, "measuring sensitivity"))
 
-        def solve(wave: tuple[str, ...]) -> dict[str, Any]:
-            names = [f"{block.path}.{name}" for name in wave]
-            gram = Gram(stored[f"{names[0]}.gram"], tokens, float(stored[f"{names[0]}.energy"]))
-            seen = {n: Observed(gram, stored[f"{n}.guided"], stored[f"{n}.gradient"]) for n in names}
-            weights = {name: self.source.tensor(f"{name}.weight").float() for name in names}
-            curvature = hessian([gram], names[0])
-            assert curvature is not None
+    def _block(self, table: Table, index: int, formats: list[Format], statistics: Statistics) -> None:
+        block = self.structure.blocks[index]
+
+        def solve(wave: tuple[dict[str, Observed], Hessian]) -> dict[str, list[Losses]]:
+            seen, curvature = wave
+            weights = {name: self.source.tensor(f"{name}.weight").float() for name in seen}
             upper = curvature.factor(0.01).diagonal().float()
             for name, w in weights.items():
-                row = table.tensors.setdefault(
-                    name, tables.Tensor(index, w.numel(), _trace(seen[name]), _curvature(w, upper))
-                )
-                assert row.weights == w.numel()
-            return losses(weights, seen, formats, self.solver)
+                group = group_of(name.removeprefix(f"{block.path}."), index, len(self.structure.blocks))
+                row = tables.Tensor(index, group, w.numel(), _trace(seen[name]), _curvature(w, upper))
+                table.tensors.setdefault(name, row)
+            return losses(weights, seen, curvature, formats, self.solver)
 
-        for found in self.map(solve, block.waves):
+        for found in self.map(solve, statistics.waves(index, block)):
             for name, values in found.items():
-                own = zip((key(fmt) for fmt in formats), values, strict=True)
-                table.tensors[name].options.update(own)
+                table.tensors[name].options.update(zip(map(key, formats), values, strict=True))
 
-    def _observe(self, folder: Path) -> None:
-        """Statistics of every block in a file each; `done.json` is written last and makes them count."""
-        if (folder / "done.json").exists():
+    def _groups(self, path: Path, table: Table, fmt: Format, statistics: Statistics) -> None:
+        own = table.measured.setdefault(key(fmt), {})
+        if {row.group for row in table.tensors.values()} <= own.keys():
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        self._gather(statistics)
         model = load_float(self.source.name)
-        blocks = self.structure.blocks
-        waves = [tuple(f"{block.path}.{name}" for name in wave) for block in blocks for wave in block.waves]
-        seen, turns = observe(
-            model,
-            waves,
-            [block.path for block in blocks],
-            self.ids,
-            progress=lambda done, of: self.progress("measuring sensitivity", done, of),
-        )
-        for index, block in enumerate(blocks):
-            tensors: dict[str, Tensor] = {}
-            for wave in block.waves:
-                names = [f"{block.path}.{name}" for name in wave]
-                tensors[f"{names[0]}.gram"] = seen[names[0]].gram.sum
-                tensors[f"{names[0]}.energy"] = torch.tensor([seen[names[0]].gram.energy], dtype=torch.float64)
-                tensors |= {f"{n}.guided": seen[n].guided for n in names}
-                tensors |= {f"{n}.gradient": seen[n].gradient for n in names}
-            save_block(folder / f"{index:05}.safetensors", tensors)
-        told = {
-            "tokens": self.ids.numel(),
-            "lim": [-turn.cosine / turn.tokens for turn in turns],
-            "zd": [_zd([model.get_submodule(f"{b.path}.{n}").weight for n in b.linears]) for b in blocks],
-        }
-        write_text(folder / "done.json", json.dumps(told))
+        text = Text.of(model, self.ids, TEXT)
+        step = partial(self.progress, "measuring groups")
+        for group, kl in measure(model, self.structure, statistics, self.solver, fmt, text, own.__contains__, step):
+            own[group] = kl
+            table.save(path)
 
     def _tables(self, path: Path, table: Table, formats: list[Format]) -> None:
         """KL of the whole model with only embedding and head in a format, rounded as the engine rounds them."""
@@ -168,9 +151,3 @@ def _trace(seen: Observed) -> float:
 def _curvature(w: Tensor, upper: Tensor) -> float:
     reach = (w.amax(1) - w.amin(1)).double()
     return float(reach.square().sum() * (1 / upper.double().square()).sum() / 24)
-
-
-def _zd(weights: list[Any]) -> float:
-    """Share of the weights of a block more than one standard deviation above their mean (ZD)."""
-    flat = torch.cat([w.detach().flatten() for w in weights]).double()
-    return float((flat > flat.mean() + flat.std(correction=0)).double().mean())

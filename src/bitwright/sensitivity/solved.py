@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitwright.calibrate.observe import hessian
 from bitwright.linalg import Hessian
 from bitwright.protocols import Format, Solver
 from bitwright.sensitivity.observe import Observed
@@ -48,14 +47,15 @@ def sample(w: Tensor, gradient: Tensor, count: int = ROWS) -> _Sample:
 
 
 def losses(
-    weights: Mapping[str, Tensor], seen: Mapping[str, Observed], formats: Sequence[Format], solver: Solver
+    weights: Mapping[str, Tensor],
+    seen: Mapping[str, Observed],
+    curvature: Hessian,
+    formats: Sequence[Format],
+    solver: Solver,
 ) -> dict[str, list[Losses]]:
-    """Losses of linears that share their input, by name, one for each format."""
+    """Losses of linears that share their input and its Hessian, by name, one for each format."""
     samples = {name: sample(w, seen[name].gradient) for name, w in weights.items()}
     stacked = torch.cat([weights[name][samples[name].rows] for name in weights])
-    first = next(iter(weights))
-    curvature = hessian([seen[first].gram], first)
-    assert curvature is not None
     found: dict[str, list[Losses]] = {name: [] for name in weights}
     for fmt in formats:
         change = solver.solve(stacked, fmt, curvature).dequantize() - stacked

@@ -32,6 +32,7 @@ class Tensor:
     """One linear: the scores that no format enters, and the losses of its options by `key` of the format."""
 
     block: int
+    group: str  # of linears that are measured together
     weights: int
     trace: float  # of the Fisher information of the weight, a token
     curvature: float  # sum over rows and columns of range_r^2 / (24 u_c^2): c of the loss c 4^-bits (BAQ)
