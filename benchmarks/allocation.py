@@ -5,7 +5,7 @@ Finished rows are kept in RESULTS and not done again. Run:
 
     python benchmarks/allocation.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER [ROW ...]
 
-ROW is SIZE:SCORE, 45:fisher say; by default all.
+ROW is SIZE:SCORE or SIZE:SCORE:RECIPE, 45:fisher or 45:fisher:trellis say; by default all of GPTQ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MODEL = "smollm2"
 TOKENS = 8192
 WINDOWS = 3
 SIZES = (45, 55, 70, 38)  # MB of all weight files
-SCORES = ("uniform", "fisher", "hessian", "baq", "trace", "weight")
+SCORES = ("uniform", "fisher", "combined", "measured", "hessian", "baq", "trace", "weight")
 RANKS = ("lim", "zd")  # whole blocks, through the recipe of that paper
 
 
@@ -48,11 +48,18 @@ def row(size: int, score: str, calibration: Path, text: Path, folder: Path) -> d
         "--tokens",
         TOKENS,
     ]
-    plan = bitwright("quantize", *options, "--dry-run", "--save-plan", folder / f"{size}-{score}.plan.json")
+    plan = bitwright("quantize", *options, "--dry-run", "--save-plan", f"{out}.plan.json")
     if not out.exists():
         bitwright("quantize", *options, "-o", out)
     measured = bitwright("evaluate", out, "--text", text, "--windows", WINDOWS)
-    return {"size": size, "score": score, "plan": plan["decision"], "bits": plan["bits"], "measured": measured}
+    return {
+        "size": size,
+        "score": score,
+        "recipe": recipe,
+        "plan": plan["decision"],
+        "bits": plan["bits"],
+        "measured": measured,
+    }
 
 
 def main(calibration: str, text: str, folder: str, *wanted: str) -> None:
@@ -62,10 +69,11 @@ def main(calibration: str, text: str, folder: str, *wanted: str) -> None:
     results = place / "results.json"
     found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     for name in wanted or [f"{size}:{score}" for score in (*SCORES, *RANKS) for size in SIZES]:
-        size, score = name.split(":")
+        size, score, *rest = name.split(":")
+        recipe = rest[0] if rest else "layerwise" if score in RANKS else "gptq"
         if name not in found:
             try:
-                found[name] = row(int(size), score, Path(calibration), Path(text), place)
+                found[name] = row(int(size), score, recipe, Path(calibration), Path(text), place)
             except subprocess.CalledProcessError as error:
                 print(f"{name}: command failed with exit code {error.returncode}", file=sys.stderr)
                 continue
