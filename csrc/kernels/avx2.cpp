@@ -2,6 +2,8 @@
 // summed in 16 bits over at most eight column quads (8 * 2 * 15 * 127 < 32768), then widened; wider codes are two nibbles.
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "types.h"
 
 namespace bitwright::avx2 {

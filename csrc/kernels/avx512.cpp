@@ -1,6 +1,8 @@
 // AVX-512 with VNNI, VBMI and VBMI2 (Ice Lake, Zen 4 and later): one register is one vector of the layout.
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "types.h"
 
 namespace bitwright::avx512 {

@@ -10,6 +10,7 @@ using RowBytes = uint8_t __attribute__((vector_size(kRowsAtOnce)));
 
 constexpr int kSurvivors = kStates / 2;
 constexpr int kSeam = 32;  // columns on each side of a word's seam by which its overlap is chosen
+constexpr int kRounds = 3;  // of choosing it where columns are compensated
 
 struct Survivors {
   RowFloats cost[kSurvivors];
@@ -20,6 +21,7 @@ struct Trellis {
   Survivors survivors[2];
   RowBytes freed[kWord][kSurvivors];  // the low bits of the best window before each survivor
   RowFloats x[kWord], importance[kWord];
+  RowFloats aim[kWord];  // x, or what is left of it after the compensation of the best word so far
   RowFloats target[kSurvivors], error[kSurvivors];
   int per_word;
 
@@ -31,7 +33,7 @@ struct Trellis {
 template <int K, bool Feedback>
 void viterbi_column(Trellis& t, const Survivors& from, Survivors& to, const float* table, int i, float inverse) {
   const int mask = (kStates >> t.before(i)) - 1;
-  const RowFloats x = t.x[i], importance = t.importance[i];
+  const RowFloats x = t.aim[i], importance = t.importance[i];
   for (int s = 0; s < kStates >> K; s++) {
     RowFloats best{}, best_error{};
     RowInts freed{};
@@ -92,7 +94,8 @@ inline int trace_back(const Trellis& t, int lane, int survivor, int last, int co
   return survivor;
 }
 
-// The overlap of the last with the first window: where the best free path around the seam passes it.
+// The overlap of the last with the first window: where the best free path around the seam passes it. Errors are not
+// compensated there, because that has a first column.
 inline void choose_overlap(Trellis& t, const TrellisJob& job, int* overlap) {
   const int side = kSeam < t.per_word ? kSeam : t.per_word;
   for (RowFloats& cost : t.survivors[0].cost) cost = RowFloats{};
@@ -112,27 +115,44 @@ inline void load_word(Trellis& t, const TrellisJob& job, int row, int column) {
       const bool inside = i < t.per_word && column + i < job.columns && row + lane < job.rows;
       const size_t at = inside ? size_t(row + lane) * job.columns + column + i : 0;
       const float x = inside ? job.x[at] : 0, low = x > -most ? x : -most;
-      t.x[i][lane] = low < most ? low : most;
+      t.x[i][lane] = t.aim[i][lane] = low < most ? low : most;
       t.importance[i][lane] = !inside ? 0 : job.importance ? job.importance[at] : 1;
       // The overlap is chosen by the errors alone: 1 / u^2 is the curvature of a column given those before it.
       if (inside && job.u) t.importance[i][lane] = 1 / (job.u[i * job.columns + i] * job.u[i * job.columns + i]);
     }
 }
 
+// What a column aims at once the errors of the columns before are compensated.
+inline void compensate(Trellis& t, const TrellisJob& job, int lane, const uint8_t* windows) {
+  float error[kWord];
+  for (int i = 0; i < t.per_word && i < job.columns; i++) {
+    float aim = t.x[i][lane];
+    for (int k = 0; k < i; k++) aim -= error[k] * job.u[k * job.columns + i];
+    t.aim[i][lane] = aim;
+    error[i] = (aim - job.table[windows[i]]) / job.u[i * job.columns + i];
+  }
+}
+
 inline void encode_word(Trellis& t, const TrellisJob& job, int row, int column) {
   constexpr float never = 1e30f;
-  load_word(t, job, row, column);
-  int overlap[kRowsAtOnce];
-  choose_overlap(t, job, overlap);
-  for (int s = 0; s < kSurvivors; s++)
-    for (int lane = 0; lane < kRowsAtOnce; lane++) t.survivors[0].cost[s][lane] = s == overlap[lane] ? 0 : never;
-  job.u ? viterbi<true>(t, job, 0, t.per_word) : viterbi<false>(t, job, 0, t.per_word);
   const int columns = job.columns - column < t.per_word ? job.columns - column : t.per_word;
-  for (int lane = 0; lane < kRowsAtOnce && row + lane < job.rows; lane++) {
-    uint8_t windows[kWord];
-    trace_back(t, lane, overlap[lane], t.per_word - 1, t.per_word, windows);
-    uint8_t* out = job.windows + size_t(row + lane) * job.columns + column;
-    for (int i = 0; i < columns; i++) out[i] = windows[i];
+  float least[kRowsAtOnce];
+  load_word(t, job, row, column);
+  for (int round = 0; round < (job.u ? kRounds : 1); round++) {
+    int overlap[kRowsAtOnce];
+    choose_overlap(t, job, overlap);
+    for (int s = 0; s < kSurvivors; s++)
+      for (int lane = 0; lane < kRowsAtOnce; lane++) t.survivors[0].cost[s][lane] = s == overlap[lane] ? 0 : never;
+    const int now = job.u ? viterbi<true>(t, job, 0, t.per_word) : viterbi<false>(t, job, 0, t.per_word);
+    for (int lane = 0; lane < kRowsAtOnce && row + lane < job.rows; lane++) {
+      uint8_t windows[kWord];
+      trace_back(t, lane, overlap[lane], t.per_word - 1, t.per_word, windows);
+      if (job.u) compensate(t, job, lane, windows);
+      const float cost = t.survivors[now].cost[overlap[lane]][lane];
+      if (round && !(cost < least[lane])) continue;
+      least[lane] = cost;
+      std::memcpy(job.windows + size_t(row + lane) * job.columns + column, windows, columns);
+    }
   }
 }
 
