@@ -24,6 +24,14 @@ def dense(rows: int, columns: int, width: int | str, group: int) -> Dense:
     return Dense(pack_codes(codes, width), width, scales, None, -(levels - 1) / 2, group, group)
 
 
+def words(rows: int, columns: int, per_word: int) -> Dense:
+    codes = torch.randint(0, 256, (-(-rows // 16), -(-columns // per_word), 128), dtype=torch.uint8)
+    table = torch.randint(0, 256, (128,), dtype=torch.uint8)
+    scales = torch.rand(-(-rows // 16), 1, 16).half()
+    run = 128 if 128 % per_word == 0 else 144 // per_word * per_word
+    return Dense(codes, "trellis", scales, None, -128.0, None, run, table=table, per_word=per_word)
+
+
 def bitmap(rows: int, columns: int, share: float, bits: int, group: int) -> Sparse:
     index = pack_codes((torch.rand(rows, columns) < share).to(torch.uint8), 1)
     counts = ((index.flatten(1).unsqueeze(2) >> torch.arange(8, dtype=torch.uint8)) & 1).sum((1, 2))
@@ -50,6 +58,8 @@ def cases(rows: int, columns: int) -> dict[str, tuple[Term, ...]]:
         for group in (128, 64)
     }
     found["base 3, group 160"] = (dense(*shape, "base3", 160),)
+    for per_word in (16, 24, 32, 40, 48, 56, 64):
+        found[f"trellis, {64 / per_word:.2f} bit"] = (words(*shape, per_word),)
     for share in (0.05, 0.1, 0.3):
         for bits in (8, 4):
             sparse = bitmap(*shape, share, bits, 128)
