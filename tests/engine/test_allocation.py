@@ -120,3 +120,18 @@ def test_the_prediction_is_held_against_the_written_model(
     assert result.decision.loss > 0
     assert 0 < result.divergence < 1
     assert open_artifact(tmp_path / "made").file_bytes() <= 50_000
+
+
+def test_the_better_of_two_is_kept(tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    from bitwright.engine.rival import better
+
+    job = Job(model=str(tiny_model), out=tmp_path / "out", data=text, tokens=256, length=64, target_bytes=50_000)
+    kept, other = better(job)
+    assert kept.divergence <= other.divergence
+    assert {kept.decision.score, other.decision.score} == {"fisher", "uniform"}
+    manifest = open_artifact(job.out).manifest
+    assert manifest is not None
+    assert manifest.fingerprint == kept.manifest.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(BadInput, match="equal size"):
+        better(job.model_copy(update={"target_bytes": None, "bits": 4}))

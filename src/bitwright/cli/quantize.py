@@ -58,6 +58,10 @@ def quantize(
     data: Annotated[
         Path | None, typer.Option(help="Calibration text (.txt, .jsonl, .gz); default: own samples.")
     ] = None,
+    verify_uniform: Annotated[
+        bool,
+        typer.Option("--verify-uniform", help="Also make the file with one format for all blocks; keep the better."),
+    ] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="PART.FIELD=VALUE", help="Repeatable.")] = None,
     max_memory: Annotated[float | None, typer.Option(metavar="MB", help="Beside the imported libraries.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -79,7 +83,7 @@ def quantize(
         if dry_run:
             told = _plan_facts(job, save_plan)
         else:
-            told = summary(job, run(job, save_plan), job.out)
+            told = summary(job, run(job, save_plan, verify_uniform), job.out)
     if json:
         print_json(told)
     elif dry_run:
@@ -113,9 +117,10 @@ def make_job(*, settings: list[str], **fields: Any) -> Job:
         raise BadInput(f"--{option} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}.") from None
 
 
-def run(job: Job, save_plan: Path | None = None) -> Result:
+def run(job: Job, save_plan: Path | None = None, verify_uniform: bool = False) -> Result:
     """Print what is planned, then carry the job out under a progress bar."""
     from bitwright.artifact.folder import require_free
+    from bitwright.engine.rival import better
     from bitwright.engine.run import prepare
     from bitwright.engine.run import quantize as carry_out
 
@@ -134,7 +139,12 @@ def run(job: Job, save_plan: Path | None = None) -> Result:
     if plan.caution:
         note(f"caution: {plan.caution}")
     with progress() as step:
-        return carry_out(job, step)
+        if not verify_uniform:
+            return carry_out(job, step)
+        kept, other = better(job, step)
+    told = [f"{r.decision.score} {r.divergence:.3g}" for r in (kept, other) if r.decision is not None]
+    note(f"measured KL divergence a token: {' against '.join(told)}; the first is kept")
+    return kept
 
 
 def _calibration(job: Job, plan: Plan) -> str | None:
