@@ -11,6 +11,7 @@
 #include "bind.h"
 #include "dispatch.h"
 #include "reference.h"
+#include "roofline.h"
 #include "scores.h"
 #include "team.h"
 
@@ -169,6 +170,12 @@ nb::dict score(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> lo
   return out;
 }
 
+std::pair<double, double> ceilings(size_t bytes, int threads) {
+  nb::gil_scoped_release released;
+  const Ceilings c = measure_ceilings(bytes, threads > 0 ? threads : allowed_cores());
+  return {c.bytes_per_second, c.macs_per_second};
+}
+
 nb::dict cpu_info() {
   nb::list usable;
   for (const Kernels* k : levels()) usable.append(k->name);
@@ -186,6 +193,7 @@ NB_MODULE(_core, module) {
   module.def("set_isa", &set_level, nb::arg("name"));
   module.def("score", &score, nb::arg("logits").noconvert(), nb::arg("targets").noconvert(),
              nb::arg("parent").noconvert().none() = nb::none(), nb::arg("threads") = 0);
+  module.def("ceilings", &ceilings, nb::arg("bytes"), nb::arg("threads") = 0);
   module.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("group"));
   nb::class_<PyMatrix>(module, "Matrix")
       .def(nb::init<nb::sequence, int, int, nb::object>(), nb::arg("terms"), nb::arg("rows"), nb::arg("cols"),

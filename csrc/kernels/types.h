@@ -125,6 +125,7 @@ struct Kernels {
   // y[token * stride + row] for tiles [first, last) and all tokens of up to kMaxBlocks blocks; `scratch` is 64-byte aligned.
   void (*multiply)(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
                    uint8_t* scratch);
+  int32_t (*read)(const uint8_t* at, size_t vectors);  // for the ceiling of memory
   // Tiles [first, last) of a job; `scratch` is 64-byte aligned and has `trellis_scratch` bytes.
   void (*encode_trellis)(const TrellisJob& job, int first, int last, void* scratch);
   size_t trellis_scratch;

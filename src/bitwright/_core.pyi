@@ -30,6 +30,9 @@ def score(
     `targets` int64 [n]; `parent` log-probabilities float32 [n, V]. 0 threads: all cores this process may use.
     """
 
+def ceilings(bytes: int, threads: int = 0) -> tuple[float, float]:
+    """Best rates in about a second: bytes read a second from so large a stretch, and 8-bit multiply-adds a second."""
+
 class Matrix:
     """Packed [rows, cols], the sum of terms, viewed where memory is 64-byte aligned, copied where not."""
 

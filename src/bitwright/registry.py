@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from pkgutil import iter_modules
 from types import ModuleType
 
@@ -12,18 +13,24 @@ from bitwright.errors import UnknownName
 ROOMS = ("formats", "partitions", "solvers")
 
 
+@cache
+def _installed() -> EntryPoints:
+    """Of all packages; looking them up reads a file of every one."""
+    return entry_points()
+
+
 def names(room: str) -> list[str]:
     """All parts of a room ("recipes", "formats", ...), without importing any of them."""
     path = import_module(f"bitwright.{room}").__path__
     own = [m.name.replace("_", "-") for m in iter_modules(path) if not m.name.startswith("_")]
-    return sorted(own + [e.name for e in entry_points(group=f"bitwright.{room}")])
+    return sorted(own + [e.name for e in _installed().select(group=f"bitwright.{room}")])
 
 
 def load(room: str, name: str) -> ModuleType:
     """The module of a part; `UnknownName` with the nearest name if there is none."""
     if name not in names(room):
         raise UnknownName(room.removesuffix("s"), name, names(room))
-    for entry in entry_points(group=f"bitwright.{room}"):
+    for entry in _installed().select(group=f"bitwright.{room}"):
         if entry.name == name:
             module = entry.load()
             assert isinstance(module, ModuleType)

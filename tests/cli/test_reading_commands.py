@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from bitwright.runtime import native
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli
 
@@ -105,3 +107,22 @@ def test_recipes_are_listed_with_a_line_each(cli: Cli) -> None:
     told = cli("recipes", "--json").json["recipes"]
     assert {"gptq", "pb-llm", "rtn"} <= {row["name"] for row in told}
     assert all(row["summary"].endswith(".") for row in told)
+
+
+def test_bench_tells_speed_memory_and_kernels(cli: Cli, packed: Path) -> None:
+    if not native.available()[0]:
+        pytest.skip(native.available()[1])
+    told = cli("bench", packed, "--rounds", "1", "--threads", "2", "--json").json
+    assert {"isa", "load_ms", "peak_rss_bytes", "roofline_share", "kernels"} <= told.keys()
+    assert [row["threads"] for row in told["by_threads"]] == [1, 2]
+    for kind in ("decode", "context_1000", "prefill"):
+        assert told[kind]["tokens_per_second"] > 0
+    assert told["against"] is None
+    assert told["gigabytes_per_second"] * 1e9 == pytest.approx(
+        told["bytes_per_token"] * told["decode"]["tokens_per_second"]
+    )
+
+
+def test_bench_needs_the_engine(cli: Cli, tiny_model: Path) -> None:
+    outcome = cli("bench", tiny_model)
+    assert outcome.code == 2

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bitwright import __version__
+from bitwright.cli.bench import bench
 from bitwright.cli.chat import chat
 from bitwright.cli.compare import compare
 from bitwright.cli.demo import demo
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quantize, tune, evaluate, compare, info, generate, chat, export, recipes, doctor):
+for command in (quantize, tune, evaluate, compare, bench, info, generate, chat, export, recipes, doctor):
     app.command()(command)
 app.command(hidden=True)(demo)
 

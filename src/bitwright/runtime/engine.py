@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import BadInput, Refused
 from bitwright.runtime import native
-from bitwright.runtime.plan import read_plan, refusal
+from bitwright.runtime.plan import read_plan, refusal, weight_bytes, weight_count
 
 if TYPE_CHECKING:
     from bitwright import _core
@@ -26,6 +26,9 @@ class Engine:
 
     core: _core.Engine
     positions: int
+    vocabulary: int
+    weights: int  # that a token is multiplied by
+    weight_bytes: int
     _used: list[int] = field(default_factory=list)  # tokens in the cache
 
     def logits(self, ids: Sequence[int], every: bool = False) -> Tensor:
@@ -127,4 +130,10 @@ def build(model: Any, threads: int = 0, fine_cache: bool = False) -> Engine:
     from bitwright import _core
 
     plan = read_plan(model, fine_cache)
-    return Engine(_core.Engine(plan, threads), plan.positions)
+    return Engine(
+        _core.Engine(plan, threads),
+        plan.positions,
+        plan.vocabulary,
+        sum(weight_count(weight) for weight in plan.products()),
+        sum(weight_bytes(weight) for weight in plan.products()),
+    )

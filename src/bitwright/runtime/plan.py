@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -66,6 +68,22 @@ class Plan:
     norm: Tensor
     embedding: _core.Matrix | Tensor
     head: Weight
+
+    def products(self) -> Iterator[Weight]:
+        """Every weight that a token is multiplied by."""
+        for layer in self.layers:
+            yield from (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
+        yield self.head
+
+
+def weight_bytes(weight: Weight) -> int:
+    """Bytes read for one token."""
+    return sum(t.nbytes for t in weight if t is not None) if isinstance(weight, tuple) else weight.nbytes
+
+
+def weight_count(weight: Weight) -> int:
+    """Multiply-adds for one token."""
+    return prod(weight[0].shape if isinstance(weight, tuple) else weight.shape)
 
 
 def refusal(config: Any) -> str | None:
