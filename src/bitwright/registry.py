@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any
 
 from bitwright.errors import UnknownName
 
@@ -14,7 +15,7 @@ ROOMS = ("formats", "partitions", "solvers")
 
 
 @cache
-def _installed() -> EntryPoints:
+def _installed() -> Any:  # type differs between versions of Python
     """Of all packages; looking them up reads a file of every one."""
     return entry_points()
 

@@ -22,7 +22,8 @@ heavy = {{"torch", "transformers", "numpy", "matplotlib"}} & sys.modules.keys()
 assert not heavy, heavy
 """
 COMMANDS = (
-    "quantize", "tune", "evaluate", "compare", "bench", "info", "generate", "chat", "export", "recipes", "doctor", "demo",
+    "quantize", "tune", "evaluate", "compare", "bench", "info",
+    "generate", "chat", "export", "recipes", "doctor", "demo",
 )  # fmt: skip
 
 
