@@ -16,21 +16,17 @@ from bitwright.cli.output import (
     megabytes,
     note,
     print_json,
-    print_table,
     progress,
     quiet_stdout,
 )
+from bitwright.cli.plans import calibration_of, costs, decided, estimates, plan_facts, print_plan, save
 from bitwright.errors import BadInput
 
 if TYPE_CHECKING:
     from bitwright.engine.job import Job
-    from bitwright.engine.plan import Plan
     from bitwright.engine.run import Result
-    from bitwright.models.source import Source
-    from bitwright.models.structure import Structure
 
 WORST = 5  # layers named in the summary
-OWN_SAMPLES = "the model's own samples"
 
 
 def quantize(
@@ -81,13 +77,13 @@ def quantize(
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
         if dry_run:
-            told = _plan_facts(job, save_plan)
+            told = plan_facts(job, save_plan)
         else:
             told = summary(job, run(job, save_plan, verify_uniform), job.out)
     if json:
         print_json(told)
     elif dry_run:
-        _print_plan(told)
+        print_plan(told)
     else:
         print_summary(told)
 
@@ -127,15 +123,15 @@ def run(job: Job, save_plan: Path | None = None, verify_uniform: bool = False) -
     require_free(job.out)
     with progress() as step:
         source, structure, plan = prepare(job, step)
-    _save(plan, save_plan)
+    save(plan, save_plan)
     time, memory = estimates(job, source, structure, plan)
     note(
         f"{job.model} -> {job.out}: {megabytes(plan.file_bytes)} in all, "
         f"{plan.stored_bits_per_weight:.3f} stored bits a weight in the blocks ({plan.recipe.name})"
     )
     if plan.decision is not None:
-        note(_decided(asdict(plan.decision)))
-    note(_costs(time, memory, _calibration(job, plan)))
+        note(decided(asdict(plan.decision)))
+    note(costs(time, memory, calibration_of(job, plan)))
     if plan.caution:
         note(f"caution: {plan.caution}")
     with progress() as step:
@@ -145,27 +141,6 @@ def run(job: Job, save_plan: Path | None = None, verify_uniform: bool = False) -
     told = [f"{r.decision.score} {r.divergence:.3g}" for r in (kept, other) if r.decision is not None]
     note(f"measured KL divergence a token: {' against '.join(told)}; the first is kept")
     return kept
-
-
-def _calibration(job: Job, plan: Plan) -> str | None:
-    """Where the calibration text comes from; None if the recipe needs none."""
-    if not plan.recipe.solver.needs_hessian:
-        return None
-    return str(job.data) if job.data else OWN_SAMPLES
-
-
-def _costs(time: float, memory: int, calibration: str | None) -> str:
-    more = "; sampling the calibration text from the model comes on top, once" if calibration == OWN_SAMPLES else ""
-    return f"about {duration(time)}, {megabytes(memory)} of memory beside the libraries{more}"
-
-
-def estimates(job: Job, source: Source, structure: Structure, plan: Plan) -> tuple[float, int]:
-    """Seconds, and bytes of memory beside the imported libraries."""
-    from bitwright.engine.estimate import peak_bytes, seconds, threads_for
-
-    return seconds(job, source, plan, structure), peak_bytes(
-        job, source, structure, threads_for(job, source, structure)
-    )
 
 
 def summary(job: Job, result: Result, out: Path) -> dict[str, Any]:
@@ -226,76 +201,3 @@ def _size(text: str | None) -> int | None:
         return round(float(number[:-1] if unit else number) * (unit or 1e6))
     except (ValueError, OverflowError):
         raise BadInput(f"--target-size {text}: give a size such as 45MB or 1.2GB.") from None
-
-
-def _save(plan: Plan, path: Path | None) -> None:
-    if path is None:
-        return
-    from bitwright.engine.plan_file import write
-
-    write(path, plan.recipe, {k: v for k, v in plan.formats.items() if k not in plan.contents.parts})
-    note(f"plan: {path}; edit it and give it back with --plan")
-
-
-def _decided(told: dict[str, Any]) -> str:
-    """What the allocator expects, and what one format for all blocks would have cost."""
-    here = f"predicted KL divergence {told['loss']:.3g} a token (score {told['score']})"
-    if told["uniform"] is None:
-        return f"{here}; no single format for all blocks fits"
-    return f"{here}; one format for all blocks, {told['uniform']}: {told['uniform_loss']:.3g} at this size"
-
-
-def _plan_facts(job: Job, save_plan: Path | None) -> dict[str, Any]:
-    from bitwright.artifact.plan import kept_rows, plan_rows
-    from bitwright.engine.run import prepare
-
-    with progress() as step:
-        source, structure, plan = prepare(job, step)
-    _save(plan, save_plan)
-    time, memory = estimates(job, source, structure, plan)
-    rows = plan_rows(plan.contents.quantization, plan.contents.parts)
-    formats = plan.contents.quantization.formats
-    return {
-        "model": job.model,
-        "recipe": plan.recipe.name,
-        "caution": plan.caution,
-        "decision": None if plan.decision is None else asdict(plan.decision),
-        "file_bytes": plan.file_bytes,
-        "stored_bits_per_weight": plan.stored_bits_per_weight,
-        "bits": plan.bits.named(),
-        "estimated_seconds": time,
-        "estimated_peak_bytes": memory,
-        "calibration": _calibration(job, plan),
-        "formats": list(formats),
-        "weights": [row.model_dump(mode="json") for row in rows],
-        "kept": [row.model_dump(mode="json") for row in kept_rows(plan.contents.kept)],
-    }
-
-
-def _print_plan(told: dict[str, Any]) -> None:
-    from bitwright.runtime.describe import grouped
-    from bitwright.spec import label
-
-    kinds = [kind for kind in told["bits"] if any(row["bits"][kind] for row in told["weights"])]
-    rows = [
-        [
-            row["name"],
-            str(row["count"]),
-            "x".join(map(str, row["shape"])),
-            str(row["format"]),
-            *(f"{row['bits'][kind]:,}" for kind in kinds),
-            f"{row['bytes']:,}",
-        ]
-        for row in grouped(told["weights"])
-    ]
-    print_table(["weight", "count", "shape", "format", *(f"{kind} bits" for kind in kinds), "bytes"], rows)
-    print("each row: one of `count` weights\n")
-    for index, spec in enumerate(told["formats"]):
-        print(f"format {index}: {label(spec)}")
-    print(f"kept as they are: {len(told['kept'])} tensors")
-    print(f"file: {told['file_bytes']:,} bytes; blocks: {told['stored_bits_per_weight']:.4f} stored bits a weight")
-    if told["decision"]:
-        print(_decided(told["decision"]))
-    print(_costs(told["estimated_seconds"], told["estimated_peak_bytes"], told["calibration"]))
-    if told["caution"]:
-        print(f"caution: {told['caution']}")

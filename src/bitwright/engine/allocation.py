@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -27,6 +27,19 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
+class Share:
+    """Where the bits of one kind of linear (or of the tables) went: stored bits a weight and predicted divergence, here
+    and with one format for all blocks."""
+
+    kind: str
+    weights: int
+    bits: float
+    loss: float
+    uniform_bits: float | None
+    uniform_loss: float | None
+
+
+@dataclass(frozen=True)
 class Decision:
     """What the allocator chose, and what one format for all blocks would have cost at the same size.
 
@@ -39,6 +52,7 @@ class Decision:
     price: float
     uniform: str | None  # its format; None where no single format fits
     uniform_loss: float | None
+    shares: tuple[Share, ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,8 @@ class _Problem:
     chosen_by: list[Unit]
     told_by: list[Unit]
     blocks: tuple[str, ...]
+    kinds: dict[str, str]  # unit -> kind of linear
+    weights: dict[str, int]  # of a unit
 
     def divergence(self, allocation: Allocation) -> float:
         return sum(option_of(unit, allocation.choice[unit.name]).loss for unit in self.told_by)
@@ -108,7 +124,10 @@ def _problem(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shape
         whole = [Unit(TABLES, tuple(options))]
     told_by = units(score if score in DIVERGENCES else DIVERGENCES[0]) + whole
     chosen_by = told_by if score in (*DIVERGENCES, UNIFORM) else units(score) + whole
-    return _Problem(chosen_by, told_by, tuple(shapes))
+    kinds = {name: table.tensors[name].group.partition(",")[0] for name in shapes} | {TABLES: TABLES}
+    weights = {name: prod(shape) for name, shape in shapes.items()}
+    weights[TABLES] = sum(prod(shape) for shape in tables.values())
+    return _Problem(chosen_by, told_by, tuple(shapes), kinds, weights)
 
 
 def _bytes(fmt: Format, shape: tuple[int, ...]) -> int:
@@ -176,4 +195,17 @@ def _decision(score: str, problem: _Problem, allocation: Allocation, uniform: Al
         price=allocation.prices.get("bytes", 0.0) * 1e6,
         uniform=None if uniform is None else uniform.choice[problem.blocks[0]],
         uniform_loss=None if uniform is None else problem.divergence(uniform),
+        shares=tuple(_shares(problem, allocation, uniform)),
     )
+
+
+def _shares(problem: _Problem, allocation: Allocation, uniform: Allocation | None) -> Iterator[Share]:
+    for kind in dict.fromkeys(problem.kinds[unit.name] for unit in problem.told_by):
+        units = [unit for unit in problem.told_by if problem.kinds[unit.name] == kind]
+        weights = sum(problem.weights[unit.name] for unit in units)
+
+        def told(of: Allocation, units: list[Unit] = units, weights: int = weights) -> tuple[float, float]:
+            options = [option_of(unit, of.choice[unit.name]) for unit in units]
+            return 8 * sum(option.costs["bytes"] for option in options) / weights, sum(o.loss for o in options)
+
+        yield Share(kind, weights, *told(allocation), *((None, None) if uniform is None else told(uniform)))
