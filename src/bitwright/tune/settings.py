@@ -23,7 +23,8 @@ class Learning:
     `rate` of latent weights, `parameter_rate` of scales, mins and the like, `vector_rate` of norms and biases.
     The rates rise over `warmup` of the steps and fall along a cosine to `floor`. A step sees `batch` sequences of
     `length` tokens. Codes are chosen anew every `encode_every` steps, a share of the matrices at each step.
-    `memory`: latent weights start towards the float weight inside their cell, else at the decoded value.
+    `memory`: latent weights start as near to the float weight as their codes allow, else at the decoded value; after
+    a solver that compensates errors this measured worse, as the first codes to change are those it chose on purpose.
     """
 
     kind: ClassVar[str] = "learning"
@@ -36,7 +37,7 @@ class Learning:
     length: int = 512
     clip: float = 1.0
     encode_every: int = 1
-    memory: bool = True
+    memory: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "encode_every"):
