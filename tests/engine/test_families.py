@@ -74,3 +74,19 @@ def test_artifact_equals_its_dense_export_in_plain_transformers(
     assert (packed - dense).abs().max() < 1e-3 * dense.abs().max()
     assert (integer - dense).norm() < 0.1 * dense.norm()
     assert torch.isfinite(packed).all()
+
+
+def test_a_target_size_spreads_bits_or_says_why_not(family: Path, text: Path, tmp_path: Path) -> None:
+    from bitwright.engine.job import Job
+    from bitwright.engine.run import prepare
+
+    job = Job(model=str(family), out=tmp_path / "out", data=text, tokens=128, length=64)
+    middle = prepare(job.model_copy(update={"bits": 4.0}))[2].file_bytes
+    plan = prepare(job.model_copy(update={"target_bytes": middle}))[2]
+    assert plan.file_bytes <= middle
+    if family.name == "mixtral":
+        assert plan.caution is not None
+        assert "stacked experts" in plan.caution
+    else:
+        assert plan.decision is not None
+        assert plan.decision.loss <= plan.decision.uniform_loss

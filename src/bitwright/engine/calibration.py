@@ -72,9 +72,6 @@ def sensitivities(job: Job, menu: Menu, source: Source, structure: Structure, pr
     """The table of this model, calibration text and solver, with every format of the menu."""
     from bitwright.sensitivity.measure import Bench
 
-    stacked = next((experts.name for block in structure.blocks for experts in block.experts), None)
-    if stacked is not None:
-        raise Refused(f"sensitivities of stacked experts ({stacked}) are not measured yet: give --bits.")
     refuse_whole_model(job, source, "measuring sensitivities", "give --bits")
     recipe, _ = settings.choose(job.recipe, job.settings, None, [])
     ids, row = calibration(job, source, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -63,11 +63,20 @@ def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> tuple
     structure = infer(skeleton(source.config))
     sequence_length(job, source)
     menu = settings.menu(job)
-    table = None
-    if menu is not None:
-        refuse_unreachable(job, menu, source, structure)
-        table = sensitivities(job, menu, source, structure, progress)
-    return source, structure, make_plan(job, source, structure, table)
+    if menu is None:
+        return source, structure, make_plan(job, source, structure)
+    if any(block.experts for block in structure.blocks):
+        return source, structure, _one_format(job, source, structure)
+    refuse_unreachable(job, menu, source, structure)
+    return source, structure, make_plan(job, source, structure, sensitivities(job, menu, source, structure, progress))
+
+
+def _one_format(job: Job, source: Source, structure: Structure) -> Plan:
+    """The plan of a model with stacked experts, whose sensitivities are not measured yet; its caution says so."""
+    if job.target_bytes is None or job.score is not None:
+        raise Refused("sensitivities of stacked experts are not measured yet: give --bits, or --target-size alone.")
+    caution = "sensitivities of stacked experts are not measured yet: all blocks have one format."
+    return replace(make_plan(job, source, structure), caution=caution)
 
 
 def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Result:
