@@ -129,13 +129,25 @@ class PyEngine {
   PyEngine(const PyEngine&) = delete;
   PyEngine(nb::handle plan, int threads) : reader_(plan), engine_(reader_.plan, threads) {}
 
-  auto forward(const std::vector<int>& tokens, bool all) {
+  auto forward(const std::vector<int>& tokens, bool all, int sequence) {
     check(tokens);
     const size_t rows = all ? tokens.size() : 1, columns = size_t(engine_.plan().vocabulary);
     Memory<float> logits = allocate<float>(rows * columns);
     {
       nb::gil_scoped_release released;
-      engine_.forward(tokens.data(), int(tokens.size()), all, logits.get());
+      engine_.forward(sequence, tokens.data(), int(tokens.size()), all, logits.get());
+    }
+    return owned_array(std::move(logits), {rows, columns});
+  }
+
+  auto step(const std::vector<int>& sequences, const std::vector<int>& tokens) {
+    check(tokens);
+    if (tokens.size() != sequences.size()) throw nb::value_error("there must be one token a sequence");
+    const size_t rows = tokens.size(), columns = size_t(engine_.plan().vocabulary);
+    Memory<float> logits = allocate<float>(rows * columns);
+    {
+      nb::gil_scoped_release released;
+      engine_.step(sequences, tokens.data(), logits.get());
     }
     return owned_array(std::move(logits), {rows, columns});
   }
@@ -164,17 +176,37 @@ class PyEngine {
   Engine engine_;
 };
 
+int next_token(Sampler& sampler, nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu> logits,
+               const std::vector<int>& seen) {
+  for (int token : seen)
+    if (token < 0 || size_t(token) >= logits.size()) throw nb::value_error("a token lies outside the vocabulary");
+  if (logits.size() == 0) throw nb::value_error("there are no logits");
+  return sampler.next(logits.data(), int(logits.size()), seen);
+}
+
 }  // namespace
 
 void bind_engine(nb::module_& module) {
+  nb::class_<Sampler>(module, "Sampler")
+      .def("__init__",
+           [](Sampler* at, float temperature, int top_k, float top_p, float min_p, float repetition_penalty, uint64_t seed) {
+             new (at) Sampler(Sampling{temperature, top_k, top_p, min_p, repetition_penalty, seed});
+           },
+           nb::arg("temperature") = 0.0f, nb::arg("top_k") = 0, nb::arg("top_p") = 1.0f, nb::arg("min_p") = 0.0f,
+           nb::arg("repetition_penalty") = 1.0f, nb::arg("seed") = 0)
+      .def("next", &next_token, nb::arg("logits").noconvert(), nb::arg("seen"));
   nb::class_<PyEngine>(module, "Engine")
       .def(nb::init<nb::handle, int>(), nb::arg("plan"), nb::arg("threads") = 0)
-      .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("all") = false)
+      .def("forward", &PyEngine::forward, nb::arg("tokens"), nb::arg("all") = false, nb::arg("sequence") = 0)
+      .def("step", &PyEngine::step, nb::arg("sequences"), nb::arg("tokens"))
+      .def("open", [](PyEngine& e) { return e.engine().open(); })
+      .def("close", [](PyEngine& e, int sequence) { e.engine().close(sequence); }, nb::arg("sequence"))
       .def("generate", &PyEngine::generate, nb::arg("prompt"), nb::arg("limit"), nb::arg("emit"), nb::arg("temperature") = 0.0f,
            nb::arg("top_k") = 0, nb::arg("top_p") = 1.0f, nb::arg("min_p") = 0.0f, nb::arg("repetition_penalty") = 1.0f,
            nb::arg("seed") = 0, nb::arg("stops") = std::vector<int>(), nb::arg("chunk") = 16,
            nb::arg("before") = std::vector<int>())
-      .def("truncate", [](PyEngine& e, int position) { e.engine().truncate(position); }, nb::arg("position"))
+      .def("truncate", [](PyEngine& e, int position, int sequence) { e.engine().truncate(position, sequence); },
+           nb::arg("position"), nb::arg("sequence") = 0)
       .def_prop_ro("position", [](PyEngine& e) { return e.engine().position(); })
       .def_prop_ro("cache_bytes", [](PyEngine& e) { return e.engine().cache_bytes(); });
 }

@@ -1,6 +1,7 @@
-// Runs a plan: tokens in, logits out, with a cache of one sequence.
+// Runs a plan: tokens in, logits out. Each sequence has a cache of its own; sequence 0 is always there.
 #pragma once
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "activations.h"
@@ -32,21 +33,37 @@ class Engine {
   Engine(const Engine&) = delete;
 
   const Plan& plan() const { return plan_; }
-  int position() const { return position_; }
-  size_t cache_bytes() const { return cache_.bytes(); }
+  size_t cache_bytes() const;
 
+  // A new sequence without tokens; its number is free again once it is closed.
+  int open();
+  void close(int sequence);
+  int position(int sequence = 0) const { return at(sequence).position; }
   // Forgets everything after `position`.
-  void truncate(int position);
+  void truncate(int position, int sequence = 0);
 
-  // Appends tokens; logits of the last one, or of all of them: [count or 1][vocabulary].
-  void forward(const int* tokens, int count, bool all, float* logits);
+  // Appends tokens to a sequence; logits of the last one, or of all of them: [count or 1][vocabulary].
+  void forward(int sequence, const int* tokens, int count, bool all, float* logits);
+  // Appends one token to each of several sequences; logits [sequences][vocabulary]. The results of a sequence do not depend on
+  // its company, to the bit.
+  void step(const std::vector<int>& sequences, const int* tokens, float* logits);
 
-  // Appends the prompt (after `before`, which the cache holds already) and up to `limit` new tokens. Every `chunk` tokens and at the end the new ones go to `emit`, which
-  // returns false to stop. Ends after a token of `stops`, which is emitted too.
+  // Appends the prompt to sequence 0 (after `before`, which the cache holds already) and up to `limit` new tokens. Every
+  // `chunk` tokens and at the end the new ones go to `emit`, which returns false to stop. Ends after a token of `stops`,
+  // which is emitted too.
   void generate(const std::vector<int>& before, const std::vector<int>& prompt, int limit, const Sampling& sampling,
                 const std::vector<int>& stops, int chunk, const std::function<bool(const std::vector<int>&)>& emit);
 
  private:
+  struct Sequence {
+    Cache cache;
+    int position;
+  };
+  // One token of a block.
+  struct Row {
+    Sequence* sequence;
+    int position;
+  };
   struct Worker {
     ActivationBlocks blocks[3];
     std::vector<float> hidden;
@@ -65,8 +82,10 @@ class Engine {
 
   static Products products(std::vector<const Linear*> linears);
   void embed(int token, float* out) const;
-  void rope_tables(int count);
-  void block(const int* tokens, int count, bool all, float* logits);
+  Sequence& at(int sequence) const;
+  void check(const int* tokens, int count) const;
+  void rope_tables();
+  void block(const int* tokens, bool all, float* logits);
   void layer(int index, int worker, int workers);
   // Normalizes and quantizes the input of p; with one token every worker does so for itself, which saves a barrier.
   void prepare(const Products& p, const float* x, size_t stride, Norm norm, int worker, int workers);
@@ -83,12 +102,13 @@ class Engine {
   int threads_;
   const Kernels* level_;
   Team* team_ = nullptr;
-  Cache cache_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;
+  std::vector<Row> rows_of_block_;
   Pace pace_;
   std::vector<LayerProducts> layers_;
   Products head_;
   std::vector<Worker> workers_;
-  int position_ = 0, count_ = 0, rows_ = 0;  // rows_: how many of the block's tokens go through the current product
+  int count_ = 0, rows_ = 0;  // tokens of the block, and how many of them go through the current product
   // [tokens][...] of one block
   std::vector<float> x_, q_, k_, v_, mixed_, out_, gate_, up_;
   std::vector<std::vector<float>> cosine_, sine_;

@@ -54,12 +54,36 @@ class Matrix:
     def nbytes(self) -> int:
         """Bytes read for one token."""
 
+class Sampler:
+    """Chooses tokens: the largest logit at temperature 0, else a draw."""
+
+    def __init__(
+        self,
+        temperature: float = 0,
+        top_k: int = 0,
+        top_p: float = 1,
+        min_p: float = 0,
+        repetition_penalty: float = 1,
+        seed: int = 0,
+    ) -> None: ...
+    def next(self, logits: Floats, seen: list[int]) -> int:
+        """The next token; `logits` float32 [V] may be changed, `seen` are the tokens so far, for the penalty."""
+
 class Engine:
-    """A decoder language model and one sequence of tokens in its cache."""
+    """A decoder language model and sequences of tokens, each with a cache; sequence 0 is always there."""
 
     def __init__(self, plan: Plan, threads: int = 0) -> None: ...
-    def forward(self, tokens: list[int], all: bool = False) -> Floats:
+    def forward(self, tokens: list[int], all: bool = False, sequence: int = 0) -> Floats:
         """Appends tokens; logits [1, V] of the last, or [T, V] of all."""
+
+    def step(self, sequences: list[int], tokens: list[int]) -> Floats:
+        """Appends one token to each of the sequences; logits [N, V]."""
+
+    def open(self) -> int:
+        """A new, empty sequence."""
+
+    def close(self, sequence: int) -> None:
+        """Frees a sequence's cache and its number."""
 
     def generate(
         self,
@@ -76,21 +100,21 @@ class Engine:
         chunk: int = 16,
         before: list[int] = [],
     ) -> None:
-        """Appends the prompt and up to `limit` tokens, which go to `emit` `chunk` at a time until it returns False.
+        """Appends to sequence 0 the prompt and up to `limit` tokens; they go to `emit`, `chunk` at a time.
 
-        Ends after a token of `stops`. `before` are the tokens that the cache holds, for the repetition penalty.
+        Ends when `emit` returns False and after a token of `stops`. `before` are the tokens that the cache holds, for the repetition penalty.
         """
 
-    def truncate(self, position: int) -> None:
+    def truncate(self, position: int, sequence: int = 0) -> None:
         """Forgets all tokens from this position on."""
 
     @property
     def position(self) -> int:
-        """Tokens in the cache."""
+        """Tokens in the cache of sequence 0."""
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of the cache."""
+        """Memory of all caches."""
 
 def encode_trellis(
     x: Tensor | Floats,

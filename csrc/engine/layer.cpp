@@ -1,0 +1,187 @@
+// What the workers do: products, norms and attention of one block of rows.
+#include <algorithm>
+#include <cmath>
+
+#include "engine/engine.h"
+#include "team.h"
+
+namespace bitwright {
+namespace {
+
+// The part of n that worker w of many does.
+int part(int n, int worker, int workers) { return int(int64_t(n) * worker / workers); }
+
+}  // namespace
+
+void Engine::barrier(int workers) const { team_->barrier(workers); }
+
+void Engine::norm_rows(const float* x, Norm norm, float* y, int count) const {
+  const int n = plan_.hidden;
+  for (int t = 0; t < count; t++, x += n, y += n) {
+    const float mean = level_->steps.sum_squares(x, n) / float(n);
+    level_->steps.scale_by(x, 1.0f / std::sqrt(mean + plan_.eps), norm.weight, y, n);
+  }
+}
+
+void Engine::prepare(const Products& p, const float* x, size_t stride, Norm norm, int worker, int workers) {
+  const bool alone = rows_ == 1;
+  Worker& w = workers_[alone ? worker : 0];
+  const int blocks = (rows_ + level_->tokens - 1) / level_->tokens;
+  if (!alone && worker == 0)
+    for (size_t i = 0; i < p.linears.size(); i++)
+      if (p.slot[i] >= 0) w.blocks[p.slot[i]].resize(*level_, *p.linears[i]->packed, rows_);
+  if (!alone) barrier(workers);
+  const float* source = norm ? w.hidden.data() : x;
+  const size_t step = norm ? plan_.hidden : stride;
+  for (int b = alone ? 0 : worker; b < blocks; b += alone ? 1 : workers) {
+    const int first = b * level_->tokens, count = std::min(level_->tokens, rows_ - first);
+    if (norm) norm_rows(x + first * stride, norm, w.hidden.data() + first * step, count);
+    int done = 0;
+    for (size_t i = 0; i < p.linears.size(); i++) {
+      if (p.slot[i] < done) continue;
+      const MatrixView& m = *p.linears[i]->packed;
+      if (alone) w.blocks[done].resize(*level_, m, 1);
+      w.blocks[done++].fill(*level_, m, source, step, b);
+    }
+    if (!norm && p.slot[0] < 0) std::copy_n(x + first * stride, size_t(count) * stride, w.hidden.data() + first * stride);
+  }
+  if (!alone) barrier(workers);
+}
+
+void Engine::multiply(const Products& p, int linear, int first, int last, float* y, int worker) {
+  const Linear& l = *p.linears[linear];
+  Worker& inputs = workers_[rows_ == 1 ? worker : 0];
+  if (first >= last) return;
+  if (l.packed) {
+    const ActivationBlocks& blocks = inputs.blocks[p.slot[linear]];
+    level_->multiply(*l.packed, blocks.blocks(), blocks.size(), first, last, y, l.rows, workers_[worker].scratch.get());
+    return;
+  }
+  for (int tile = first; tile < last; tile++)
+    for (int t = 0; t < rows_; t++) {
+      float rows[kLanes];
+      level_->steps.float_tile(l.tiles + size_t(tile) * l.columns * kLanes, inputs.hidden.data() + size_t(t) * l.columns, l.columns,
+                               rows);
+      for (int i = 0; i < std::min(kLanes, l.rows - tile * kLanes); i++)
+        y[size_t(t) * l.rows + tile * kLanes + i] = rows[i] + (l.bias ? l.bias[tile * kLanes + i] : 0.0f);
+    }
+}
+
+void Engine::layer(int index, int worker, int workers) {
+  const Layer& l = plan_.layers[index];
+  const LayerProducts& p = layers_[index];
+  const int n = plan_.hidden;
+  prepare(p.qkv, x_.data(), n, l.before_attention, worker, workers);
+  int tiles = 0;
+  for (const Linear* linear : p.qkv.linears) tiles += linear->tile_count();
+  const int first = part(tiles, worker, workers), last = part(tiles, worker + 1, workers);
+  float* outputs[] = {q_.data(), k_.data(), v_.data()};
+  int before = 0;
+  for (int i = 0; i < 3; i++) {
+    const int here = p.qkv.linears[i]->tile_count();
+    multiply(p.qkv, i, std::clamp(first - before, 0, here), std::clamp(last - before, 0, here), outputs[i], worker);
+    before += here;
+  }
+  barrier(workers);
+  cache_and_rotate(index, worker, workers);
+  barrier(workers);
+  attention(index, worker, workers);
+  barrier(workers);
+  prepare(p.o, mixed_.data(), size_t(plan_.heads) * plan_.head_dim, {}, worker, workers);
+  add_output(p.o, l.after_attention, worker, workers);
+
+  prepare(p.gate_up, x_.data(), n, l.before_ffn, worker, workers);
+  const int ffn_tiles = l.gate.tile_count();
+  const int a = part(ffn_tiles, worker, workers), b = part(ffn_tiles, worker + 1, workers);
+  multiply(p.gate_up, 0, a, b, gate_.data(), worker);
+  multiply(p.gate_up, 1, a, b, up_.data(), worker);
+  const int from = a * kLanes, count = std::min(b * kLanes, plan_.ffn) - from;
+  const auto activate = plan_.gelu ? level_->steps.gelu : level_->steps.silu;
+  for (int t = 0; t < count_ && count > 0; t++) {
+    const size_t at = size_t(t) * plan_.ffn + from;
+    activate(gate_.data() + at, up_.data() + at, count);
+  }
+  barrier(workers);
+  prepare(p.down, up_.data(), plan_.ffn, {}, worker, workers);
+  add_output(p.down, l.after_ffn, worker, workers);
+}
+
+// x += W h, normalized before it is added where the model says so.
+void Engine::add_output(const Products& p, Norm norm, int worker, int workers) {
+  const int n = plan_.hidden, tiles = p.linears[0]->tile_count();
+  const int a = part(tiles, worker, workers), b = part(tiles, worker + 1, workers);
+  multiply(p, 0, a, b, out_.data(), worker);
+  if (norm) {
+    barrier(workers);
+    for (int t = worker; t < count_; t += workers) {
+      float* row = out_.data() + size_t(t) * n;
+      norm_rows(row, norm, row, 1);
+      level_->steps.add(row, x_.data() + size_t(t) * n, n);
+    }
+  } else {
+    const int from = a * kLanes, count = std::min(b * kLanes, n) - from;
+    for (int t = 0; t < count_ && count > 0; t++) {
+      const size_t at = size_t(t) * n + from;
+      level_->steps.add(out_.data() + at, x_.data() + at, count);
+    }
+  }
+  barrier(workers);
+}
+
+void Engine::cache_and_rotate(int index, int worker, int workers) {
+  const Layer& l = plan_.layers[index];
+  const Steps& steps = level_->steps;
+  const int dim = plan_.head_dim, half = int(plan_.frequencies[l.rope].size()), per_token = plan_.heads + plan_.kv_heads;
+  const auto finish = [&](float* x, Norm norm, int t) {
+    if (norm) steps.scale_by(x, 1.0f / std::sqrt(steps.sum_squares(x, dim) / float(dim) + plan_.eps), norm.weight, x, dim);
+    steps.rotate(x, cosine_[l.rope].data() + t * half, sine_[l.rope].data() + t * half, half);
+  };
+  for (int i = worker; i < count_ * per_token; i += workers) {
+    const int t = i / per_token, head = i % per_token;
+    if (head < plan_.heads) {
+      finish(q_.data() + size_t(t * plan_.heads + head) * dim, l.q_norm, t);
+      continue;
+    }
+    const int kv = head - plan_.heads;
+    float* key = k_.data() + size_t(t * plan_.kv_heads + kv) * dim;
+    finish(key, l.k_norm, t);
+    const Row& row = rows_of_block_[t];
+    row.sequence->cache.write(steps, row.position, index, kv, key, v_.data() + size_t(t * plan_.kv_heads + kv) * dim);
+  }
+}
+
+// Queries in the order of their kv heads: every worker has an even share of them, and few kv heads to read.
+void Engine::attention(int index, int worker, int workers) {
+  const Layer& l = plan_.layers[index];
+  const int dim = plan_.head_dim, share = plan_.heads / plan_.kv_heads, per_head = count_ * share;
+  const int end = part(count_ * plan_.heads, worker + 1, workers);
+  for (int i = part(count_ * plan_.heads, worker, workers); i < end;) {
+    const int kv = i / per_head, stop = std::min({end, (kv + 1) * per_head, i + kQueries});
+    const Sequence* sequence = rows_of_block_[i % per_head / share].sequence;
+    Query queries[kQueries];
+    int count = 0;
+    for (; i < stop && rows_of_block_[i % per_head / share].sequence == sequence; i++) {
+      const int token = i % per_head / share, last = rows_of_block_[token].position;
+      const size_t at = (size_t(token) * plan_.heads + kv * share + i % share) * dim;
+      queries[count++] = {q_.data() + at, mixed_.data() + at, l.window > 0 ? std::max(0, last + 1 - l.window) : 0, last};
+    }
+    sequence->cache.attend(level_->steps, index, kv, queries, count, plan_.attention_scale, plan_.attention_cap,
+                           workers_[worker].attention);
+  }
+}
+
+void Engine::logits_of(int worker, int workers, bool all, float* logits) {
+  if (worker == 0) rows_ = all ? count_ : 1;
+  barrier(workers);
+  const float* x = x_.data() + (all ? 0 : size_t(count_ - 1) * plan_.hidden);
+  prepare(head_, x, plan_.hidden, plan_.last, worker, workers);
+  const int tiles = plan_.head.tile_count();
+  const int a = part(tiles, worker, workers), b = part(tiles, worker + 1, workers);
+  multiply(head_, 0, a, b, logits, worker);
+  const int from = a * kLanes, count = std::min(b * kLanes, plan_.vocabulary) - from;
+  if (plan_.logit_cap > 0)
+    for (int t = 0; t < rows_ && count > 0; t++)
+      level_->steps.soft_cap(logits + size_t(t) * plan_.vocabulary + from, plan_.logit_cap, count);
+}
+
+}  // namespace bitwright
