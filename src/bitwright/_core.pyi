@@ -102,7 +102,8 @@ class Engine:
     ) -> None:
         """Appends to sequence 0 the prompt and up to `limit` tokens; they go to `emit`, `chunk` at a time.
 
-        Ends when `emit` returns False and after a token of `stops`. `before` are the tokens that the cache holds, for the repetition penalty.
+        Ends when `emit` returns False and after a token of `stops`. `before` are the tokens that the cache holds, for
+        the repetition penalty.
         """
 
     def truncate(self, position: int, sequence: int = 0) -> None:
