@@ -1,0 +1,129 @@
+"""SmolLM2 by the recipes that binarize, at their natural settings and at equal bits; writes docs/binarization.md.
+
+Each row quantizes, measures perplexity and KL divergence, and generates 200 tokens for the speed. Finished rows are
+kept in FOLDER/results.json and not done again; the page is written anew after each. Run:
+
+    python benchmarks/binarization.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER PAGE.md [ROW ...]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MODEL = "smollm2"
+TOKENS = 10240
+WINDOWS = 10
+FINE = (
+    'rules=[["*.v_proj",{"kind":"integer","bits_per_code":6,"group":64,"search":20}],'
+    '["*.k_proj",{"kind":"integer","bits_per_code":4,"group":64,"search":20}]]'
+)
+# name: recipe, further arguments, what the paper counts as bits
+ROWS: dict[str, tuple[str, list[str], str]] = {
+    "ARB-LLM, v 6 bits, k 4": ("arb-llm", ["--set", FINE], "1.09"),
+    "ARB-LLM": ("arb-llm", [], "1.09"),
+    "BiLLM": ("bi-llm", [], "1.08"),
+    "PTQ1.61": ("ptq161", [], "1.61"),
+    "OneBit, start": ("onebit", [], "1.01"),
+    "DB-LLM, start": ("db-llm", [], "2.5"),
+    "PTQ1.61 at 1.6": ("ptq161", ["--bits", "1.6"], "1.61"),
+    "STBLLM 4:8": ("st-bllm", [], "0.55"),
+    "ARB-LLM at 2.7": ("arb-llm", ["--bits", "2.7"], "1.09"),
+    "ARB-LLM at 2.1": ("arb-llm", ["--bits", "2.1"], "1.09"),
+    "ARB-LLM, 3 planes, v 6 bits, k 4": ("arb-llm", ["--set", "format.order=3", "--set", FINE], "1.09"),
+    "ARB-LLM at 1.1": ("arb-llm", ["--bits", "1.1"], "1.09"),
+    "ARB-LLM at 1.6": ("arb-llm", ["--bits", "1.6"], "1.09"),
+    "BiLLM, v 6 bits, k 4": ("bi-llm", ["--set", FINE], "1.08"),
+    "PB-LLM at 2.7": ("pb-llm", ["--set", "format.salient_bits=4", "--bits", "2.7"], "1.7"),
+    "BiLLM at 2.7": ("bi-llm", ["--bits", "2.7"], "1.08"),
+    "BiLLM at 2.1": ("bi-llm", ["--bits", "2.1"], "1.08"),
+    "PTQ1.61 at 2.1": ("ptq161", ["--bits", "2.1"], "1.61"),
+    "PTQ1.61 at 2.7": ("ptq161", ["--bits", "2.7"], "1.61"),
+}
+HEAD = """# Binarization, stored and run
+
+Every method below is a recipe: it makes a packed model whose file is as small as the column says, and which the kernels
+run as it lies on disk. "Bits" are stored bits a weight of the block linears, with scales, masks and padding; "paper" is
+what the paper counts. No method is trained here: OneBit, DB-LLM and BinaryMoS (which starts where OneBit starts) train
+from these models. The embedding, tied with the head, has 8 bits in all of them ({table} MB of each file).
+
+{model}, WikiText-2 test, first {windows} windows of 2048 tokens, 8-bit activations; calibration on {tokens} tokens of
+C4; {machine}, {date}. Seconds are those of `quantize`, on one core{busy}. Made by
+
+```sh
+python benchmarks/binarization.py C4.jsonl.gz wiki.test.raw FOLDER docs/binarization.md
+```
+
+| method | bits | paper | MB | perplexity | KL | tokens/s | seconds |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+MACHINE, DATE = "2 cores of a Zen 4 server", "2026-11-22"
+
+
+def bitwright(*words: object) -> dict[str, Any]:
+    """The JSON of one command."""
+    command = [sys.executable, "-m", "bitwright", *map(str, words), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def row(name: str, calibration: str, text: str, folder: Path) -> dict[str, Any]:
+    """One model made and measured."""
+    recipe, options, _ = ROWS[name]
+    out = folder / "".join(c if c.isalnum() else "-" for c in name)
+    start = time.monotonic()
+    if not out.exists():
+        bitwright("quantize", MODEL, "--recipe", recipe, *options, "--data", calibration, "--tokens", TOKENS, "-o", out)
+    seconds = time.monotonic() - start
+    measured = bitwright("evaluate", out, "--text", text, "--windows", WINDOWS)
+    spoken = bitwright("generate", out, "--prompt", "Once upon a time", "--max-tokens", 200)
+    return {"seconds": seconds, "measured": measured, "tokens_per_second": spoken["tokens_per_second"]}
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page of the rows that are there, by bits."""
+    lines = []
+    for name in sorted((n for n in ROWS if n in found), key=lambda n: found[n]["measured"]["stored_bits_per_weight"]):
+        r, m = found[name], found[name]["measured"]
+        lines.append(
+            f"| {name} | {m['stored_bits_per_weight']:.2f} | {ROWS[name][2]} | {m['file_bytes'] / 1e6:.1f} "
+            f"| {m['perplexity']:.1f} | {m['kl_mean']:.2f} | {r['tokens_per_second']:.0f} | {r['seconds']:.0f} |"
+        )
+    head = HEAD.format(
+        table="29",
+        model="SmolLM2-135M-Instruct (float: 19.9)",
+        windows=WINDOWS,
+        tokens=TOKENS,
+        machine=MACHINE,
+        date=DATE,
+        busy=" of a busy machine",
+    )
+    return head + "\n".join(lines) + "\n"
+
+
+def main(calibration: str, text: str, folder: str, to: str, *wanted: str) -> None:
+    """All rows that are not there yet, with a line for each."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    results = place / "results.json"
+    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    for name in wanted or ROWS:
+        if name not in found:
+            try:
+                found[name] = row(name, calibration, text, place)
+            except subprocess.CalledProcessError as error:
+                print(f"{name}: command failed with exit code {error.returncode}", file=sys.stderr, flush=True)
+                continue
+            results.write_text(json.dumps(found, indent=1))
+            Path(to).write_text(page(found))
+        m = found[name]["measured"]
+        print(f"{name}: {m['stored_bits_per_weight']:.3f} bits, perplexity {m['perplexity']:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
