@@ -24,25 +24,25 @@ FINE = (
 )
 # name: recipe, further arguments, what the paper counts as bits
 ROWS: dict[str, tuple[str, list[str], str]] = {
-    "ARB-LLM, v 6 bits, k 4": ("arb-llm", ["--set", FINE], "1.09"),
+    "ARB-LLM, group 64, v 6 bits, k 4": ("arb-llm", ["--set", "format.group=64", "--set", FINE], "1.09"),
     "ARB-LLM": ("arb-llm", [], "1.09"),
     "BiLLM": ("bi-llm", [], "1.08"),
     "PTQ1.61": ("ptq161", [], "1.61"),
-    "OneBit, start": ("onebit", [], "1.01"),
     "DB-LLM, start": ("db-llm", [], "2.5"),
-    "PTQ1.61 at 1.6": ("ptq161", ["--bits", "1.6"], "1.61"),
+    "OneBit, start": ("onebit", [], "1.01"),
+    "PB-LLM, 10 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.1", "--set", "format.salient_bits=4"], "1.3"),
+    "PB-LLM, 30 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.3", "--set", "format.salient_bits=4"], "1.9"),
     "STBLLM 4:8": ("st-bllm", [], "0.55"),
-    "ARB-LLM at 2.7": ("arb-llm", ["--bits", "2.7"], "1.09"),
-    "ARB-LLM at 2.1": ("arb-llm", ["--bits", "2.1"], "1.09"),
-    "ARB-LLM, 3 planes, v 6 bits, k 4": ("arb-llm", ["--set", "format.order=3", "--set", FINE], "1.09"),
+    "PTQ1.61 at 1.6": ("ptq161", ["--bits", "1.6"], "1.61"),
     "ARB-LLM at 1.1": ("arb-llm", ["--bits", "1.1"], "1.09"),
     "ARB-LLM at 1.6": ("arb-llm", ["--bits", "1.6"], "1.09"),
-    "BiLLM, v 6 bits, k 4": ("bi-llm", ["--set", FINE], "1.08"),
-    "PB-LLM at 2.7": ("pb-llm", ["--set", "format.salient_bits=4", "--bits", "2.7"], "1.7"),
-    "BiLLM at 2.7": ("bi-llm", ["--bits", "2.7"], "1.08"),
+    "ARB-LLM at 2.1": ("arb-llm", ["--bits", "2.1"], "1.09"),
+    "ARB-LLM at 2.7": ("arb-llm", ["--bits", "2.7"], "1.09"),
     "BiLLM at 2.1": ("bi-llm", ["--bits", "2.1"], "1.08"),
+    "BiLLM at 2.7": ("bi-llm", ["--bits", "2.7"], "1.08"),
     "PTQ1.61 at 2.1": ("ptq161", ["--bits", "2.1"], "1.61"),
     "PTQ1.61 at 2.7": ("ptq161", ["--bits", "2.7"], "1.61"),
+    "PB-LLM at 2.7": ("pb-llm", ["--set", "format.salient_bits=4", "--bits", "2.7"], "1.7"),
 }
 HEAD = """# Binarization, stored and run
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
+from collections.abc import Mapping
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,10 @@ from torch import nn
 from bitwright import _core
 from bitwright.errors import BadInput, Refused
 from bitwright.formats.integer import Integer
+from bitwright.formats.mixed import Mixed
+from bitwright.formats.residual import Residual
+from bitwright.partitions.columns import Columns
+from bitwright.protocols import Format
 from bitwright.runtime import engine
 from bitwright.runtime.linear import QEmbedding, QLinear, TiedHead
 from bitwright.runtime.plan import refusal
@@ -62,15 +67,14 @@ def model_of(name: str) -> Any:
     return model.requires_grad_(False)
 
 
-def pack(model: Any) -> Any:
-    """4- and 3-bit layers of several groups, 8-bit tied embedding; `o_proj` stays float."""
+def pack(model: Any, others: Mapping[str, Format] = MappingProxyType({})) -> Any:
+    """4- and 3-bit layers of several groups, or `others`; 8-bit tied embedding; `o_proj` stays float."""
     for block in model.model.layers:
         for parent in (block.self_attn, block.mlp):
             for name, old in list(parent.named_children()):
                 if isinstance(old, nn.Linear) and name != "o_proj":
-                    fmt = Integer(
-                        bits_per_code=3 if name in ("q_proj", "up_proj") else 4, group=32 if "q" in name else 64
-                    )
+                    bits, group = 3 if name in ("q_proj", "up_proj") else 4, 32 if "q" in name else 64
+                    fmt = others.get(name) or Integer(bits_per_code=bits, group=group)
                     new = QLinear(fmt, tuple(old.weight.shape), old.bias is not None)
                     new.fill(Rtn().solve(old.weight.data, fmt, None).planes)
                     if old.bias is not None:
@@ -120,6 +124,23 @@ def test_packed_weights_give_the_logits_of_the_packed_model(name: str) -> None:
     clear = top[:, 0] - top[:, 1] > 2 * noise
     assert clear.any()
     assert torch.equal(ours.argmax(1)[clear], logits.argmax(1)[clear])
+
+
+def test_column_scales_give_a_layer_activations_of_its_own(isa: str) -> None:
+    others = {
+        "q_proj": Residual(3, 64, columns="shared"),  # beside k and v, which have none or others
+        "v_proj": Residual(4, 32, columns="own"),
+        "up_proj": Residual(4, None, columns="own"),
+        "down_proj": Mixed(Residual(2, None, columns="shared"), Columns(0.3), 8, "columns"),
+    }
+    model, ids = pack(model_of("llama"), others), text(80)
+    logits = expected(model, ids)
+    whole = built(model, fine_cache=True).logits(ids, every=True)
+    assert (whole - logits).abs().max() < 0.25 * logits.std()
+    one = built(model, fine_cache=True, threads=1)
+    one.core.forward(ids[:60])
+    singles = [torch.from_numpy(one.core.forward([token])) for token in ids[60:]]
+    assert torch.equal(torch.cat(singles), whole[60:])
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
