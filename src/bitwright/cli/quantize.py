@@ -20,6 +20,7 @@ from bitwright.cli.output import (
     quiet_stdout,
 )
 from bitwright.cli.plans import calibration_of, costs, decided, estimates, plan_facts, print_plan, save
+from bitwright.cli.tune import distilled
 from bitwright.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ WORST = 5  # layers named in the summary
 def quantize(
     model: Annotated[str, typer.Argument(help="A model folder, a GGUF file, or a name: smollm2, gemma3-270m.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder to write.")] = None,
-    recipe: Annotated[str, typer.Option(help="See `bitwright recipes`.")] = "gptq",
+    recipe: Annotated[str | None, typer.Option(help="See `bitwright recipes`; default: gptq.")] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(help="In place of a recipe: fast, default (12 minutes of distillation) or best (140 minutes)."),
+    ] = None,
     bits: Annotated[float | None, typer.Option(help="Stored bits a weight in the blocks, everything counted.")] = None,
     target_size: Annotated[
         str | None,
@@ -68,18 +73,25 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Make a small model out of a large one. An interrupted run goes on when the command is repeated."""
+    from bitwright.tune.preset import job_of
+
     if out is None and not dry_run:
         raise BadInput("there is no place to write to: give a new folder with -o OUT.")
+    taken = {"--recipe": recipe is not None, "--plan": plan is not None, "--verify-uniform": verify_uniform}
+    if quality is not None and any(taken.values()):
+        raise BadInput(f"--quality decides by itself: leave out {next(name for name in taken if taken[name])}.")
     job = make_job(
-        model=model, out=out or Path("not-written"), recipe=recipe, bits=bits, target_bytes=_size(target_size),
-        target_bpw=target_bpw, max_kl=max_kl, score=score, plan=plan, settings=settings or [], data=data,
-        tokens=tokens, length=length, seed=seed, max_memory=_bytes(max_memory), threads=threads,
+        model=model, out=out or Path("not-written"), recipe=recipe or "gptq", bits=bits,
+        target_bytes=_size(target_size), target_bpw=target_bpw, max_kl=max_kl, score=score, plan=plan,
+        settings=settings or [], data=data, tokens=tokens, length=length, seed=seed,
+        max_memory=_bytes(max_memory), threads=threads,
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
         if dry_run:
-            told = plan_facts(job, save_plan)
+            told = plan_facts(job if quality is None else job_of(job, quality), save_plan)
         else:
-            told = summary(job, run(job, save_plan, verify_uniform), job.out)
+            result = run(job, save_plan, verify_uniform) if quality is None else improve(job, quality, save_plan)
+            told = summary(job, result, job.out)
     if json:
         print_json(told)
     elif dry_run:
@@ -143,11 +155,24 @@ def run(job: Job, save_plan: Path | None = None, verify_uniform: bool = False) -
     return kept
 
 
+def improve(job: Job, quality: str, save_plan: Path | None = None) -> Result:
+    """Carry out a preset: quantize as `run` does, then let the result learn from the float model."""
+    from bitwright.cli import tune
+    from bitwright.tune.preset import MINUTES, job_of, make
+
+    job_of(job, quality)  # refuses before anything is said
+    if MINUTES[quality]:
+        note(f"preset {quality}: quantization, then {MINUTES[quality]:g} minutes of distillation")
+    texts = (job.data,) if job.data else ()
+    return make(job, quality, texts, lambda start: run(start, save_plan), tune.run)
+
+
 def summary(job: Job, result: Result, out: Path) -> dict[str, Any]:
     """What was made, for machines."""
     from bitwright.evaluate.speed import peak_rss_bytes
 
     manifest = result.manifest
+    tuning = None if manifest.tuning is None else manifest.tuning.model_dump(mode="json", exclude={"data": {"runs"}})
     return {
         "path": str(out),
         "model": job.model,
@@ -161,6 +186,7 @@ def summary(job: Job, result: Result, out: Path) -> dict[str, Any]:
         "verification": manifest.verification,
         "decision": None if result.decision is None else asdict(result.decision),
         "kl_on_calibration_text": result.divergence,
+        "tuning": tuning,
         "unseen_experts": list(result.unseen),
         "layer_errors": result.errors,
     }
@@ -178,6 +204,8 @@ def print_summary(told: dict[str, Any]) -> None:
             f"KL divergence from the float model on calibration text: {told['kl_on_calibration_text']:.3g} a token, "
             f"predicted {told['decision']['loss']:.3g}"
         )
+    if told["tuning"]:
+        print(distilled(told["tuning"]))
     worst = sorted(told["layer_errors"].items(), key=lambda item: -item[1])[:WORST]
     print("largest relative output errors: " + ", ".join(f"{name} {error:.3g}" for name, error in worst))
     unseen = told["unseen_experts"]

@@ -42,20 +42,25 @@ def tune(
     json: Json = False,
 ) -> None:
     """Let a packed model learn from its float model, in the same bytes. An interrupted run goes on when repeated."""
-    from bitwright.tune.run import tune as carry_out
-
     job = _job(
         settings or [], learning_rate, artifact=path, out=out, against=against, data=tuple(data or ()),
         steps=steps, minutes=MINUTES if steps is None and minutes is None else minutes, seed=seed, threads=threads,
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
-        note(f"{path} -> {out}")
-        with progress() as step:
-            told = _summary(job, carry_out(job, step, _tell))
+        told = _summary(job, run(job))
     if json:
         print_json(told)
     else:
         _print(told)
+
+
+def run(job: Tuning) -> Tuned:
+    """Carry a tuning out under a progress bar."""
+    from bitwright.tune.run import tune as carry_out
+
+    note(f"{job.artifact} -> {job.out}")
+    with progress() as step:
+        return carry_out(job, step, _tell)
 
 
 def _tell(step: int, loss: float) -> None:
@@ -102,10 +107,7 @@ def _print(told: dict[str, Any]) -> None:
     """What was made, for people."""
     tuning = told["tuning"]
     print(f"{told['path']}: {megabytes(told['file_bytes'])}, {told['stored_bits_per_weight']:.3f} stored bits a weight")
-    print(
-        f"{tuning['steps']} steps, {tuning['tokens']:,} tokens of {tuning['data']['data']}; divergence from the float "
-        f"model on text not learned from: {tuning['before']:.4f} before, {tuning['after']:.4f} after (nats a token)"
-    )
+    print(distilled(tuning))
     print(
         f"took {duration(told['seconds'])} ({told['tokens_per_second']:.0f} tokens a second), "
         f"peak memory {megabytes(told['peak_rss_bytes'])}"
@@ -113,3 +115,11 @@ def _print(told: dict[str, Any]) -> None:
     print("verified: reopened in a fresh process, logits equal, bytes as planned")
     for name, sha256 in told["sha256"].items():
         print(f"sha256 {sha256}  {name}")
+
+
+def distilled(tuning: dict[str, Any]) -> str:
+    """What a tuning did, from its row in the manifest."""
+    return (
+        f"{tuning['steps']} steps, {tuning['tokens']:,} tokens of {tuning['data']['data']}; divergence from the float "
+        f"model on text not learned from: {tuning['before']:.4f} before, {tuning['after']:.4f} after (nats a token)"
+    )

@@ -1,0 +1,68 @@
+"""Presets: bits spread over tensors by measurement, then distillation for as long as one wants to wait."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bitwright.artifact.folder import beside, require_free
+from bitwright.engine.job import Job
+from bitwright.engine.journal import Journal
+from bitwright.engine.run import Result, quantize
+from bitwright.errors import BadInput
+from bitwright.tune.run import Tuned, tune
+from bitwright.tune.settings import Tuning
+
+RECIPE = "trellis"
+MINUTES = {"fast": 0.0, "default": 12.0, "best": 140.0}  # of distillation
+QUANTIZED = "quantized"  # the first stage
+
+
+def job_of(job: Job, quality: str) -> Job:
+    """The quantization that a preset starts with: `job` with the recipe of presets, its bits spread over tensors.
+
+    Where distillation follows, its result lies in the journal of the preset. `BadInput` on an unknown quality.
+    """
+    if quality not in MINUTES:
+        raise BadInput(f"--quality {quality}: give one of {', '.join(MINUTES)}.")
+    out = beside(_stages(job), ".journal") / QUANTIZED if MINUTES[quality] else job.out
+    return job.model_copy(update={"recipe": RECIPE, "bits": None, "target_bpw": job.bits or job.target_bpw, "out": out})
+
+
+def make(
+    job: Job,
+    quality: str,
+    texts: tuple[Path, ...] = (),
+    first: Callable[[Job], Result] = quantize,
+    then: Callable[[Tuning], Tuned] = tune,
+) -> Result:
+    """Carry out a preset; the same call after an interruption goes on where it was, other settings are refused.
+
+    `texts` to learn from (none: the model's own samples). `first` and `then` do the work, and may tell of it.
+    """
+    began = time.monotonic()
+    require_free(job.out)
+    start = job_of(job, quality)
+    if start.out == job.out:
+        return first(start)
+    asked = start.model_dump(mode="json", exclude={"out", "threads", "max_memory"})
+    journal = Journal(_stages(job), asked | {"quality": quality, "texts": [str(path) for path in texts]})
+    if journal.get(QUANTIZED) is None:
+        shutil.rmtree(start.out, ignore_errors=True)  # of a run that ended before it could say so
+        made = first(start)
+        journal.put(QUANTIZED, {}, {"errors": made.errors, "unseen": made.unseen})
+    told = journal.notes(QUANTIZED)
+    learned = then(
+        Tuning(
+            artifact=start.out, out=job.out, data=texts, minutes=MINUTES[quality], seed=job.seed, threads=job.threads
+        )
+    )
+    shutil.rmtree(start.out)
+    journal.remove()
+    return Result(learned.manifest, time.monotonic() - began, told["errors"], tuple(told["unseen"]))
+
+
+def _stages(job: Job) -> Path:
+    return beside(job.out, ".preset")
