@@ -148,7 +148,7 @@ def run(job: Job, save_plan: Path | None = None, verify_uniform: bool = False) -
         note(f"caution: {plan.caution}")
     with progress() as step:
         if not verify_uniform:
-            return carry_out(job, step)
+            return carry_out(job, step, (source, structure, plan))
         kept, other = better(job, step)
     told = [f"{r.decision.score} {r.divergence:.3g}" for r in (kept, other) if r.decision is not None]
     note(f"measured KL divergence a token: {' against '.join(told)}; the first is kept")

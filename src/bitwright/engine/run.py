@@ -54,7 +54,10 @@ class Result:
     divergence: float | None = None  # what it predicted, measured: KL a token on calibration text
 
 
-def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> tuple[Source, Structure, Plan]:
+Prepared = tuple["Source", "Structure", Plan]
+
+
+def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> Prepared:
     """Everything that is known before the work; all refusals of settings happen here.
 
     Where the allocator chooses formats, sensitivities are measured first, once for a model and calibration text.
@@ -79,14 +82,17 @@ def _one_format(job: Job, source: Source, structure: Structure) -> Plan:
     return replace(make_plan(job, source, structure), caution=caution)
 
 
-def quantize(job: Job, progress: Progress = lambda what, done, of: None) -> Result:
-    """Carry out a job; the same call after an interruption goes on where it was, to the same bytes."""
+def quantize(job: Job, progress: Progress = lambda what, done, of: None, prepared: Prepared | None = None) -> Result:
+    """Carry out a job; the same call after an interruption goes on where it was, to the same bytes.
+
+    `prepared` is what `prepare` gave for this job, if that was called before.
+    """
     began = time.monotonic()
     require_free(job.out)
     if job.max_memory is not None:
         return_memory_at_once()
     with lock(job.out):
-        source, structure, plan = prepare(job, progress)
+        source, structure, plan = prepared or prepare(job, progress)
         threads = threads_for(job, source, structure)
         ids, row = calibration(job, source, progress) if plan.recipe.solver.needs_hessian else (None, None)
         identity = _identity(job, source, plan, row)

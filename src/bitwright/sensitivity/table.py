@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
@@ -84,9 +85,16 @@ def observation(model: str, calibration: str) -> dict[str, Any]:
 
 def key(fmt: Format) -> str:
     """An option in a table: the format and the state of its code."""
-    return f"{label(fmt)} {sha256(Path(getfile(type(fmt))).read_bytes()).hexdigest()[:8]}"
+    return f"{label(fmt)} {_file(getfile(type(fmt)))[:8]}"
 
 
+# Hashed once: a file that changes while this process runs does not change what the process does.
+@cache
+def _file(path: str) -> str:
+    return sha256(Path(path).read_bytes()).hexdigest()
+
+
+@cache
 def _code(patterns: tuple[str, ...]) -> str:
     root, digest = Path(__file__).parents[1], sha256()
     for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
