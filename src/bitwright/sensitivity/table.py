@@ -20,12 +20,14 @@ OBSERVED_BY = ("sensitivity/observe.py", "calibrate/observe.py")
 SOLVED_BY = (
     "sensitivity/solved.py",
     "sensitivity/perturb.py",
+    "sensitivity/groups.py",
+    "sensitivity/table.py",
     "solvers/*.py",
     "formats/_*.py",
     "linalg.py",
     "groups.py",
 )
-"""Code that decides the losses of options, beside the file of the format."""
+"""Code that decides the losses of options and the layout of tables, beside the file of the format."""
 
 
 @dataclass
