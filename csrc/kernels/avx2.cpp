@@ -20,7 +20,7 @@ struct Policy {
     __m256 low, high;
   };
   static constexpr int tokens = 4;
-  static constexpr bool expands = false, looks_up = false;
+  static constexpr bool expands = false, looks_up = true, dots_words = false;
 
   static V load(const void* p) {
     const auto* v = static_cast<const __m256i*>(p);
@@ -113,6 +113,39 @@ struct Policy {
     for (int j = 0; j < T; j++) out[j] = above(out[j], high[j]);
   }
 
+  // A window lies in two neighbouring bytes: they are brought together as 16 bits and shifted by a product. Of eight tables of
+  // 16 bytes the upper bits of the window then choose one.
+  template <int N> struct Lookup {
+    __m256i table[8];
+    explicit Lookup(const uint8_t* from) {
+      for (int i = 0; i < 8; i++) table[i] = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i));
+    }
+    V codes(V words, int i) const { return {look_up(words.low, i), look_up(words.high, i)}; }
+
+   private:
+    __m256i look_up(__m256i words, int i) const {
+      const Cut& cut = cuts<N>.of[i];
+      const auto window = [&](const uint8_t* bytes) {
+        const __m256i both = _mm256_shuffle_epi8(words, _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes)));
+        const __m256i factor = _mm256_load_si256(reinterpret_cast<const __m256i*>(cut.factor));
+        return _mm256_srli_epi16(_mm256_mullo_epi16(both, factor), 8);
+      };
+      __m256i w = _mm256_packus_epi16(window(cut.first), window(cut.second));
+      w = _mm256_and_si256(w, _mm256_set1_epi8(kStates - 1));
+      const auto pick = [&](int k, __m256i bit) {
+        return _mm256_blendv_epi8(_mm256_shuffle_epi8(table[k], w), _mm256_shuffle_epi8(table[k + 1], w), bit);
+      };
+      const __m256i bit4 = _mm256_slli_epi16(w, 3), bit5 = _mm256_slli_epi16(w, 2), bit6 = _mm256_slli_epi16(w, 1);
+      const __m256i low = _mm256_blendv_epi8(pick(0, bit4), pick(2, bit4), bit5);
+      return _mm256_blendv_epi8(low, _mm256_blendv_epi8(pick(4, bit4), pick(6, bit4), bit5), bit6);
+    }
+  };
+  static void quads(V& first, V& second) {
+    const V a = first, b = second;
+    first = {every_other<0x88>(a), every_other<0x88>(b)};
+    second = {every_other<0xDD>(a), every_other<0xDD>(b)};
+  }
+
   static uint64_t mask(V index, int field) {
     const __m256i bit = _mm256_set1_epi8(char(1 << field));
     const auto half = [&](__m256i v) { return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit))); };
@@ -183,6 +216,33 @@ struct Policy {
   }
 
  private:
+  // Of columns 8 i .. 8 i + 7 of a word: the two bytes of every window, of the first and the second word of 128 bits, and
+  // 2^(8 - shift).
+  struct Cut {
+    alignas(32) uint8_t first[32], second[32];
+    alignas(32) uint16_t factor[16];
+  };
+  template <int N> struct Cuts {
+    Cut of[N / 8];
+    constexpr Cuts() : of() {
+      for (int i = 0; i < N; i++)
+        for (int half = 0; half < 2; half++) {
+          Cut& cut = of[i / 8];
+          const int start = window_start(N, i), at = half * 8 + i % 8;
+          for (int k = 0; k < 2; k++) {
+            cut.first[2 * at + k] = uint8_t((start / 8 + k) % kWordBytes);
+            cut.second[2 * at + k] = uint8_t(cut.first[2 * at + k] + kWordBytes);
+          }
+          cut.factor[at] = uint16_t(1 << (8 - start % 8));
+        }
+    }
+  };
+  template <int N> static constexpr Cuts<N> cuts{};
+  // The even (0x88) or odd (0xDD) dwords of eight rows.
+  template <int Which> static __m256i every_other(V v) {
+    const __m256 both = _mm256_shuffle_ps(_mm256_castsi256_ps(v.low), _mm256_castsi256_ps(v.high), Which);
+    return _mm256_permute4x64_epi64(_mm256_castps_si256(both), 0xD8);
+  }
   static V plus16(V a, V b) { return {_mm256_add_epi16(a.low, b.low), _mm256_add_epi16(a.high, b.high)}; }
   static V pairs(V codes, V q) { return {_mm256_maddubs_epi16(codes.low, q.low), _mm256_maddubs_epi16(codes.high, q.high)}; }
   static V widen(V acc, V s) {

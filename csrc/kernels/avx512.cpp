@@ -25,7 +25,7 @@ struct Policy {
   using V = __m512i;
   using F = __m512;
   static constexpr int tokens = 16;
-  static constexpr bool expands = true, looks_up = true;
+  static constexpr bool expands = true, looks_up = true, dots_words = true;
 
   static V load(const void* p) { return _mm512_loadu_si512(p); }
   // A load that stays one: the compiler would fold it into each of its uses, and loads are what is scarce.

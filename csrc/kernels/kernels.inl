@@ -3,7 +3,7 @@
 // P names the types V (64 bytes or 16 int32) and F (16 floats) and has
 //   bytes     load load_once store all8 both srl sll merge zero
 //   products  quad, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>; with `expands` dot
-//   trellis   `looks_up`, see trellis.inl
+//   trellis   `looks_up`, `dots_words`, see trellis.inl
 //   sparse    mask; where `expands` is true also expand select gather, and one token needs no unpacking
 //   floats    to_float half all mul sum loadf storef store_some amax round
 
@@ -198,7 +198,7 @@ void vector_sparse(const MatrixView& m, const Term& t, const Activations& x, int
 
 // Calls go with a default value of the dot product of a dense term.
 template <class P, class Go> inline void with_dot(const Term& t, Go go) {
-  if constexpr (P::looks_up)
+  if constexpr (P::dots_words)
     if (t.kind == Kind::trellis)
       return with_word(t.per_word, [&](auto word) { go(DotTrellis<P, decltype(word)::value>{}); });
   if (t.kind == Kind::base3) return go(typename P::DotBase3{});
@@ -379,7 +379,7 @@ void multiply(const MatrixView& m, const Activations* x, int blocks, int first, 
               uint8_t* scratch) {
   bool in_place = blocks == 1 && x->tokens == 1;
   for (int i = 0; i < m.terms; i++)
-    in_place &= m.term[i].kind == Kind::trellis ? P::looks_up : P::expands || !m.term[i].values;
+    in_place &= m.term[i].kind == Kind::trellis ? P::dots_words : P::expands || !m.term[i].values;
   if (in_place) multiply_vector<P>(m, *x, first, last, y);
   else multiply_matrix<P>(m, x, blocks, first, last, y, stride, scratch);
 }

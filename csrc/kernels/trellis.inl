@@ -1,8 +1,9 @@
 // Words of a trellis: windows are cut out of the 64-bit words of the rows and looked up. A unit is one word column of a tile,
 // [16 rows][8 bytes]. Where `P::looks_up` is true, P has
 //   Lookup<N>  codes(words, i): columns 8 i .. 8 i + 7 of eight rows' words, [row][8]
-//   eight      eight activations for every row
 //   quads      codes of rows 0-7 and 8-15, [row][8], to two column quads, [16 rows][4]
+// and where `P::dots_words` is true (one token is multiplied in place)
+//   eight      eight activations for every row
 //   pairs      sums of rows 0-7 and 8-15, two a row, to one a row
 
 template <class P, int N> struct DotTrellis {
