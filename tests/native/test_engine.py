@@ -16,6 +16,7 @@ from bitwright.errors import BadInput, Refused
 from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
 from bitwright.formats.residual import Residual
+from bitwright.formats.trellis import Trellis
 from bitwright.partitions.columns import Columns
 from bitwright.protocols import Format
 from bitwright.runtime import engine
@@ -130,6 +131,7 @@ def test_column_scales_give_a_layer_activations_of_its_own(isa: str) -> None:
     others = {
         "q_proj": Residual(3, 64, columns="shared"),  # beside k and v, which have none or others
         "v_proj": Residual(4, 32, columns="own"),
+        "gate_proj": Trellis(24),
         "up_proj": Residual(4, None, columns="own"),
         "down_proj": Mixed(Residual(2, None, columns="shared"), Columns(0.3), 8, "columns"),
     }
