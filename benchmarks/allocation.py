@@ -32,22 +32,11 @@ def bitwright(*words: object) -> dict[str, Any]:
     return found
 
 
-def row(size: int, score: str, calibration: Path, text: Path, folder: Path) -> dict[str, Any]:
+def row(size: int, score: str, recipe: str, calibration: Path, text: Path, folder: Path) -> dict[str, Any]:
     """One model made and measured."""
-    out = folder / f"{size}-{score}"
-    recipe = ["--recipe", "layerwise"] if score in RANKS else []
-    options = [
-        MODEL,
-        *recipe,
-        "--score",
-        score,
-        "--target-size",
-        f"{size}MB",
-        "--data",
-        calibration,
-        "--tokens",
-        TOKENS,
-    ]
+    out = folder / f"{size}-{score}-{recipe}"
+    asked = ["--recipe", recipe, "--score", score, "--target-size", f"{size}MB"]
+    options = [MODEL, *asked, "--data", calibration, "--tokens", TOKENS]
     plan = bitwright("quantize", *options, "--dry-run", "--save-plan", f"{out}.plan.json")
     if not out.exists():
         bitwright("quantize", *options, "-o", out)
