@@ -163,7 +163,9 @@ class Course:
         began = time.monotonic()
         for number in range(PROBE):
             self.trainer.step(batch, 0.0, number)
-        return max(1, int(60 * self.job.minutes * PROBE / (time.monotonic() - began)))
+        seconds = (time.monotonic() - began) / PROBE
+        self.trainer.forget()
+        return max(1, int(60 * self.job.minutes / seconds))
 
     def _restore(self) -> int:
         """Steps that are done."""

@@ -69,6 +69,11 @@ class Trainer:
         self._update(found, factor, number)
         return loss
 
+    def forget(self) -> None:
+        """Undo steps at rate 0: what gradients were seen."""
+        for moved in (self.student.vectors.moved, *(matrix.weight.moved for matrix in self.matrices)):
+            moved.forget()
+
     def state(self) -> dict[str, Tensor]:
         """Everything that later steps depend on."""
         found = {f"vectors|{key}": value for key, value in self.student.vectors.moved.state().items()}

@@ -32,6 +32,10 @@ class Moved:
         self.adam.step()
         self.adam.zero_grad()
 
+    def forget(self) -> None:
+        """No moments, as at the start."""
+        self.adam.state.clear()
+
     def state(self) -> dict[str, Tensor]:
         """Values and moments, for the journal."""
         found = dict(self.tensors)
