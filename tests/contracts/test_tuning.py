@@ -69,3 +69,17 @@ def test_state_holds_everything(fmt: Format) -> None:
             tuned.update(matrix(step), 0.5)
             tuned.encode()
     assert all(torch.equal(plane, second.planes()[role]) for role, plane in first.planes().items())
+
+
+@each
+def test_steps_at_rate_zero_leave_no_trace(fmt: Format) -> None:
+    """As when the time of a step is measured before the first one."""
+    timed, fresh = (TunedWeight(packed(fmt), None, Learning()) for _ in range(2))
+    for seed in range(2):
+        timed.update(matrix(seed), 0.0)
+        timed.encode()
+    timed.moved.forget()
+    for tuned in (timed, fresh):
+        tuned.update(matrix(2), 1.0)
+    assert timed.state().keys() == fresh.state().keys()
+    assert all(torch.equal(value, fresh.state()[key]) for key, value in timed.state().items())

@@ -74,14 +74,6 @@ def test_minutes_become_steps_once(tmp_path: Path, run: Run) -> None:
     assert f'"steps": {result.manifest.tuning.steps}' in noted
 
 
-def test_timing_leaves_no_trace(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    affordable = running.Course._affordable
-    monkeypatch.setattr(running.Course, "_affordable", lambda self: min(3, affordable(self)))
-    timed = run(tmp_path / "timed", steps=None, minutes=0.01).manifest.tuning.steps
-    run(tmp_path / "counted", steps=timed)
-    assert digest(tmp_path / "counted") == digest(tmp_path / "timed")
-
-
 def test_refusals(packed: Path, tmp_path: Path, run: Run) -> None:
     short = tmp_path / "short.txt"
     short.write_text("a few words " * 10)

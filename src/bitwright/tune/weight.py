@@ -67,6 +67,7 @@ class TunedWeight:
         moving = {name: self.fixed[name] for name in q.format.continuous}
         rates = dict.fromkeys(moving, learning.parameter_rate) | {"latent": learning.rate}
         self.moved = Moved({"latent": latent} | moving, rates)
+        self.encode()  # where several codes have one value: those that every later encoding gives
 
     def _towards(self, original: Tensor, decoded: Tensor) -> Tensor:
         """As near to the original weight as the codes stay what they are."""
