@@ -6,8 +6,8 @@ not a tile of 256 weights, a window has 7 bits instead of 16 and looks up a tabl
 numbers, so that decoding is a shift and a permutation of bytes. Nothing is rotated: rows have scales of their own.
 Inside a word each path of the search carries its own errors, so that the compensation is exact. At 2 bits the error of
 Gaussian numbers is 0.081 (even grid 0.119, 256 weights and 16 bits 0.069, bound 0.0625).
-Damping is 0.1: calibrated on 8192 tokens of C4, the layers of block 7 of SmolLM2-135M then have 1 to 14 % less error on
-WikiText-2 than with 0.01.
+Damping is 0.1: of 0.01, 0.03, 0.1 and 0.3 it leaves the least error on other text (eight linears of SmolLM2-135M,
+calibrated on C4; other documents of C4 0.0284 against 0.0286 at 0.01, Wikipedia 0.0309 against 0.0315).
 Stored bits a weight: 64 / per_word (4, 2.67, 2, 1.6, 1.33, 1.14 or 1) + 16 / columns.
 """
 
