@@ -58,3 +58,5 @@ def test_fast_is_quantization_alone(tiny_model: Path, tmp_path: Path) -> None:
     assert job_of(job, "default").out != job.out
     with pytest.raises(BadInput, match="fast, default, best"):
         job_of(job, "splendid")
+    with pytest.raises(BadInput, match="how small"):
+        job_of(job.model_copy(update={"bits": None}), "fast")

@@ -13,20 +13,24 @@ from bitwright.engine.journal import Journal
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput
 from bitwright.tune.run import Tuned, tune
-from bitwright.tune.settings import Tuning
+from bitwright.tune.settings import Learning, Tuning
 
 RECIPE = "trellis"
 MINUTES = {"fast": 0.0, "default": 12.0, "best": 140.0}  # of distillation
+LEARNING = Learning(encode_every=2)  # choosing codes of a trellis is a search; between two steps few change
 QUANTIZED = "quantized"  # the first stage
 
 
 def job_of(job: Job, quality: str) -> Job:
     """The quantization that a preset starts with: `job` with the recipe of presets, its bits spread over tensors.
 
-    Where distillation follows, its result lies in the journal of the preset. `BadInput` on an unknown quality.
+    Where distillation follows, its result lies in the journal of the preset. `BadInput` on an unknown quality, and
+    where nothing says how small.
     """
     if quality not in MINUTES:
         raise BadInput(f"--quality {quality}: give one of {', '.join(MINUTES)}.")
+    if all(asked is None for asked in (job.bits, job.target_bpw, job.target_bytes, job.max_kl)):
+        raise BadInput("--quality needs to know how small: give --bits 2.06, --target-size 45MB or --max-kl 0.2, say.")
     out = beside(_stages(job), ".journal") / QUANTIZED if MINUTES[quality] else job.out
     return job.model_copy(update={"recipe": RECIPE, "bits": None, "target_bpw": job.bits or job.target_bpw, "out": out})
 
@@ -56,7 +60,13 @@ def make(
     told = journal.notes(QUANTIZED)
     learned = then(
         Tuning(
-            artifact=start.out, out=job.out, data=texts, minutes=MINUTES[quality], seed=job.seed, threads=job.threads
+            artifact=start.out,
+            out=job.out,
+            data=texts,
+            minutes=MINUTES[quality],
+            learning=LEARNING,
+            seed=job.seed,
+            threads=job.threads,
         )
     )
     shutil.rmtree(start.out)
