@@ -73,8 +73,6 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Make a small model out of a large one. An interrupted run goes on when the command is repeated."""
-    from bitwright.tune.preset import job_of
-
     if out is None and not dry_run:
         raise BadInput("there is no place to write to: give a new folder with -o OUT.")
     taken = {"--recipe": recipe is not None, "--plan": plan is not None, "--verify-uniform": verify_uniform}
@@ -88,7 +86,7 @@ def quantize(
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
         if dry_run:
-            told = plan_facts(job if quality is None else job_of(job, quality), save_plan)
+            told = plan_facts(job if quality is None else _started(job, quality), save_plan)
         else:
             result = run(job, save_plan, verify_uniform) if quality is None else improve(job, quality, save_plan)
             told = summary(job, result, job.out)
@@ -155,12 +153,19 @@ def run(job: Job, save_plan: Path | None = None, verify_uniform: bool = False) -
     return kept
 
 
+def _started(job: Job, quality: str) -> Job:
+    """The quantization that a preset starts with; needs torch, which a wrong option must not wait for."""
+    from bitwright.tune.preset import job_of
+
+    return job_of(job, quality)
+
+
 def improve(job: Job, quality: str, save_plan: Path | None = None) -> Result:
     """Carry out a preset: quantize as `run` does, then let the result learn from the float model."""
     from bitwright.cli import tune
-    from bitwright.tune.preset import MINUTES, job_of, make
+    from bitwright.tune.preset import MINUTES, make
 
-    job_of(job, quality)  # refuses before anything is said
+    _started(job, quality)  # refuses before anything is said
     if MINUTES[quality]:
         note(f"preset {quality}: quantization, then {MINUTES[quality]:g} minutes of distillation")
     texts = (job.data,) if job.data else ()
