@@ -40,6 +40,7 @@ def test_the_default_text_needs_no_file() -> None:
         ("broken.jsonl", b"{"),
         ("wrong.jsonl", b"[1]"),
     ],
+    ids=["missing", "latin", "cut", "mangled", "broken", "wrong"],  # compressed bytes carry the time of day
 )
 def test_a_text_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: bytes | None) -> None:
     if content is not None:
