@@ -76,3 +76,14 @@ def test_interruption_says_how_to_go_on(
     assert stopped.code == 130
     assert stopped.out == ""
     assert stopped.err.splitlines()[-1] == "stopped: run the same command again and it goes on where it was."
+
+
+def test_frontier_for_machines_and_people(cli: Cli, tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    what = ("frontier", tiny_model, "--points", 3, "--tokens", "256", "--length", "64", "--data", text)
+    told = cli(*what, "--json", "--plot", tmp_path / "f.svg").json
+    assert [row["file_bytes"] for row in told["points"]] == sorted(row["file_bytes"] for row in told["points"])
+    assert "predicted KL divergence" in (tmp_path / "f.svg").read_text()
+    shown = cli(*what).out.splitlines()
+    assert len(shown) == 1 + len(told["points"])
+    assert shown[0].split()[:2] == ["file", "MB"]

@@ -11,6 +11,7 @@ import pytest
 
 from bitwright.artifact.read import open_artifact
 from bitwright.engine import plan_file
+from bitwright.engine.frontier import frontier
 from bitwright.engine.job import Job
 from bitwright.engine.run import prepare
 from bitwright.errors import BadInput, Refused
@@ -107,6 +108,27 @@ def test_what_cannot_be_reached_says_by_how_much(planned: Callable[..., Any]) ->
         planned(bits=4, score="fisher")
     with pytest.raises(BadInput, match="does not spread bits"):
         planned(recipe="rtn", target_bpw=3.0)
+
+
+def test_a_frontier_ends_where_formats_end_and_never_rises(tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    job = Job(model=str(tiny_model), out=tmp_path / "out", data=text, tokens=256, length=64)
+    plans = frontier(job, 4)
+    sizes, losses = [p.file_bytes for p in plans], [p.decision.loss for p in plans if p.decision]
+    assert sizes == sorted(set(sizes))
+    assert losses == sorted(losses, reverse=True)
+    assert sizes[0] == prepare(job.model_copy(update={"target_bytes": sizes[0]}))[2].file_bytes
+    with pytest.raises(Refused, match="the smallest file is"):
+        prepare(job.model_copy(update={"target_bytes": sizes[0] - 1}))
+    with pytest.raises(BadInput, match="two points"):
+        frontier(job, 1)
+    with pytest.raises(BadInput, match="does not spread"):
+        frontier(job.model_copy(update={"recipe": "rtn"}), 3)
+
+
+def test_shares_add_up_to_the_whole(planned: Callable[..., Any]) -> None:
+    decision = planned(target_bytes=60_000).decision
+    assert sum(share.loss for share in decision.shares) == pytest.approx(decision.loss)
+    assert {share.part for share in decision.shares} == {1, 2, None}  # two blocks are in the first and second third
 
 
 def test_the_menu_has_no_format_twice() -> None:

@@ -11,7 +11,7 @@ from bitwright.evaluate.scores import TokenScores
 from bitwright.report.tables import Row
 
 pytest.importorskip("matplotlib")
-from bitwright.report.charts import quality_against_bytes, reliability
+from bitwright.report.charts import frontiers, quality_against_bytes, reliability
 
 ROWS = [Row("float", 538_000_000, 32, 19.9), Row("small", 70_000_000, 2, 90.0), Row("worse", 99_000_000, 4, 95.0)]
 
@@ -46,6 +46,13 @@ def test_quality_names_every_model(tmp_path: Path) -> None:
     assert "unmeasured" not in shown
 
 
+def test_frontiers_name_every_curve_and_loss(tmp_path: Path) -> None:
+    curve = [(45.0, 30.0), (38.0, 60.0)]
+    frontiers({"perplexity": {"a": curve, "b": curve[:1]}, "KL": {"a": curve}}, tmp_path / "f.svg", "note")
+    shown = words(tmp_path / "f.svg")
+    assert all(name in shown for name in ("perplexity", "KL", "a", "b", "note", "file size, MB"))
+
+
 def test_a_png_is_a_png(tmp_path: Path) -> None:
     quality_against_bytes(ROWS, tmp_path / "q.png")
     assert (tmp_path / "q.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -56,6 +63,8 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
         quality_against_bytes(ROWS, tmp_path / "q.pdf")
     with pytest.raises(BadInput, match="nothing to plot"):
         quality_against_bytes([Row("a")], tmp_path / "q.png")
+    with pytest.raises(BadInput, match="nothing to plot"):
+        frontiers({"KL": {"a": []}}, tmp_path / "q.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(Refused, match="pip install bitwright"):
         reliability({"a": totals()}, tmp_path / "r.png")

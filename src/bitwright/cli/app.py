@@ -16,6 +16,7 @@ from bitwright.cli.demo import demo
 from bitwright.cli.doctor import doctor
 from bitwright.cli.evaluate import evaluate
 from bitwright.cli.export import export
+from bitwright.cli.frontier import frontier
 from bitwright.cli.generate import generate
 from bitwright.cli.info import info
 from bitwright.cli.quantize import quantize
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quantize, tune, evaluate, compare, bench, info, generate, chat, export, recipes, doctor):
+for command in (quantize, frontier, tune, evaluate, compare, bench, info, generate, chat, export, recipes, doctor):
     app.command()(command)
 app.command(hidden=True)(demo)
 

@@ -58,13 +58,32 @@ def decided(told: dict[str, Any]) -> str:
 
 
 def _print_shares(shares: list[dict[str, Any]]) -> None:
-    """Where the bits went, and why."""
+    """Where the bits went, and why: by kind of linear, bits also by thirds of the blocks."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in shares:
+        kinds.setdefault(row["kind"], []).append(row)
+
+    def mean(rows: list[dict[str, Any]], bits: str) -> str:
+        if rows[0][bits] is None:
+            return "-"
+        return f"{sum(row['weights'] * row[bits] for row in rows) / sum(row['weights'] for row in rows):.3g}"
+
+    def loss(rows: list[dict[str, Any]], name: str) -> str:
+        return "-" if rows[0][name] is None else f"{sum(row[name] for row in rows):.3g}"
+
     rows = [
-        [row["kind"], f"{row['weights']:,}"]
-        + [("-" if row[k] is None else f"{row[k]:.3g}") for k in ("bits", "loss", "uniform_bits", "uniform_loss")]
-        for row in shares
+        [
+            kind,
+            f"{sum(row['weights'] for row in own):,}",
+            mean(own, "bits"),
+            " ".join(f"{row['bits']:.2f}" for row in own) if len(own) > 1 else "",
+            loss(own, "loss"),
+            mean(own, "uniform_bits"),
+            loss(own, "uniform_loss"),
+        ]
+        for kind, own in kinds.items()
     ]
-    print_table(["kind", "weights", "bits", "predicted KL", "uniform bits", "uniform KL"], rows)
+    print_table(["kind", "weights", "bits", "by thirds", "predicted KL", "uniform bits", "uniform KL"], rows)
 
 
 def plan_facts(job: Job, save_plan: Path | None) -> dict[str, Any]:

@@ -9,29 +9,28 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from bitwright.allocate.choose import Allocation, Infeasible, allocate, option_of, smallest
-from bitwright.allocate.problem import Budget, Option, Side, Unit
+from bitwright.allocate.problem import Budget, Side, Unit
 from bitwright.engine.job import Job
+from bitwright.engine.units import TABLES, UNIFORM, Shapes, Units, make_units, stored_bytes
 from bitwright.errors import Refused
 from bitwright.protocols import Format, Menu, Recipe
-from bitwright.sensitivity.scores import DIVERGENCES, losses
-from bitwright.sensitivity.table import Table, key
+from bitwright.sensitivity.scores import DIVERGENCES
+from bitwright.sensitivity.table import Table
 from bitwright.spec import label
 
 if TYPE_CHECKING:
     from bitwright.engine.plan import Plan
 
-TABLES = "embedding and head"  # their unit
-UNIFORM = "uniform"  # a score for comparison: one format for all blocks
 TRIES = 6  # until the header, which depends on the choice, fits too
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Share:
-    """Where the bits of one kind of linear (or of the tables) went: stored bits a weight and predicted divergence, here
-    and with one format for all blocks."""
+    """Where the bits of one kind of linear in a third of the blocks (or of the tables) went: stored bits a weight and
+    predicted divergence, here and with one format for all blocks."""
 
     kind: str
+    part: int | None  # 1 to 3; None: of the tables
     weights: int
     bits: float
     loss: float
@@ -55,20 +54,6 @@ class Decision:
     shares: tuple[Share, ...]
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """Units with the losses that choose, and the same units with predicted divergences."""
-
-    chosen_by: list[Unit]
-    told_by: list[Unit]
-    blocks: tuple[str, ...]
-    kinds: dict[str, str]  # unit -> kind of linear
-    weights: dict[str, int]  # of a unit
-
-    def divergence(self, allocation: Allocation) -> float:
-        return sum(option_of(unit, allocation.choice[unit.name]).loss for unit in self.told_by)
-
-
 def decide(
     job: Job,
     recipe: Recipe,
@@ -81,17 +66,17 @@ def decide(
     """The plan with the chosen formats. `shapes` of block weights and of embedding and head, in order of use."""
     score = job.score or menu.score
     free = bool(tables) and bool(menu.tables) and job.target_bpw is None and recipe.embedding is not None
-    problem = _problem(score, menu, table, shapes, tables if free else {})
+    chosen = shapes | tables if free else shapes
+    units = make_units(score, menu, table, shapes, tables if free else {})
     formats = {label(fmt): fmt for fmt in (*menu.formats, *menu.tables)}
     base = planned(recipe)
-    units = [*shapes, *(tables if free else ())]
     # Headers, and tensors that stay as they are; the choice changes the headers a little.
-    overhead = base.file_bytes - sum(_bytes(base.formats[name], (shapes | tables)[name]) for name in units)
+    overhead = base.file_bytes - sum(stored_bytes(base.formats[name], shape) for name, shape in chosen.items())
     for _ in range(TRIES):
-        allocation, uniform = _solve(problem, job, menu, score, _limit(job, shapes, overhead), free)
+        allocation, uniform = _solve(units, job, menu, score, _limit(job, shapes, overhead), free)
         plan = planned(_recipe(recipe, allocation, formats, shapes))
         if job.target_bytes is None or plan.file_bytes <= job.target_bytes:
-            return plan, _decision(score, problem, allocation, uniform)
+            return plan, _decision(score, units, allocation, uniform)
         overhead += plan.file_bytes - job.target_bytes
     raise Refused(f"no choice of formats came out below {job.target_bytes:,} bytes: give a little more.")
 
@@ -103,48 +88,17 @@ def _limit(job: Job, shapes: Shapes, overhead: int) -> int | None:
     return None if job.target_bytes is None else job.target_bytes - overhead
 
 
-def _problem(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shapes) -> _Problem:
-    def units(by: str) -> list[Unit]:
-        lost = losses(table, by, menu.formats, shapes, menu.reference)
-        return [
-            Unit(
-                name,
-                tuple(Option(label(f), lost[name][label(f)], {"bytes": _bytes(f, shape)}) for f in menu.formats),
-                frozenset({f"block {table.tensors[name].block}"}),
-            )
-            for name, shape in shapes.items()
-        ]
-
-    whole = []
-    if tables:
-        options = (
-            Option(label(f), table.tables[key(f)], {"bytes": sum(_bytes(f, shape) for shape in tables.values())})
-            for f in menu.tables
-        )
-        whole = [Unit(TABLES, tuple(options))]
-    told_by = units(score if score in DIVERGENCES else DIVERGENCES[0]) + whole
-    chosen_by = told_by if score in (*DIVERGENCES, UNIFORM) else units(score) + whole
-    kinds = {name: table.tensors[name].group.partition(",")[0] for name in shapes} | {TABLES: TABLES}
-    weights = {name: prod(shape) for name, shape in shapes.items()}
-    weights[TABLES] = sum(prod(shape) for shape in tables.values())
-    return _Problem(chosen_by, told_by, tuple(shapes), kinds, weights)
-
-
-def _bytes(fmt: Format, shape: tuple[int, ...]) -> int:
-    return fmt.bits((shape[-2], shape[-1])).bytes * (shape[0] if len(shape) == 3 else 1)
-
-
 def _solve(
-    problem: _Problem, job: Job, menu: Menu, score: str, limit: int | None, free: bool
+    units: Units, job: Job, menu: Menu, score: str, limit: int | None, free: bool
 ) -> tuple[Allocation, Allocation | None]:
     """The choice, and the best one with a single format for all blocks (None if none fits)."""
-    together = Side(ties=(problem.blocks,))
+    together = Side(ties=(units.blocks,))
     if job.max_kl is not None:
-        return smallest(problem.told_by, "bytes", job.max_kl), _unless_impossible(
-            lambda: smallest(problem.told_by, "bytes", job.max_kl or 0.0, together)
+        return smallest(units.told_by, "bytes", job.max_kl), _unless_impossible(
+            lambda: smallest(units.told_by, "bytes", job.max_kl or 0.0, together)
         )
     budgets = [Budget("bytes", limit)]
-    uniform = _unless_impossible(lambda: allocate(problem.told_by, budgets, together))
+    uniform = _unless_impossible(lambda: allocate(units.told_by, budgets, together))
     side = Side()
     if score == UNIFORM:
         if uniform is None:
@@ -157,12 +111,12 @@ def _solve(
         side = Side(fixed={TABLES: uniform.choice[TABLES]})
     if menu.rank:
         ties: dict[str, list[str]] = {}
-        for unit in problem.chosen_by:
+        for unit in units.chosen_by:
             for tag in unit.tags:
                 ties.setdefault(tag, []).append(unit.name)
         side = replace(side, ties=tuple(map(tuple, ties.values())))
     try:
-        return allocate(problem.chosen_by, budgets, side, method="rank" if menu.rank else "auto"), uniform
+        return allocate(units.chosen_by, budgets, side, method="rank" if menu.rank else "auto"), uniform
     except Infeasible as error:
         raise Refused(f"{_asked(job)} cannot be reached with the formats of this recipe: {error}") from None
 
@@ -187,25 +141,27 @@ def _recipe(recipe: Recipe, allocation: Allocation, formats: dict[str, Format], 
     return replace(recipe, format=common, rules=rules, keep=(), embedding=embedding)
 
 
-def _decision(score: str, problem: _Problem, allocation: Allocation, uniform: Allocation | None) -> Decision:
+def _decision(score: str, units: Units, allocation: Allocation, uniform: Allocation | None) -> Decision:
     return Decision(
         score=score,
-        loss=problem.divergence(allocation),
+        loss=units.divergence(allocation),
         gap=allocation.gap,
         price=allocation.prices.get("bytes", 0.0) * 1e6,
-        uniform=None if uniform is None else uniform.choice[problem.blocks[0]],
-        uniform_loss=None if uniform is None else problem.divergence(uniform),
-        shares=tuple(_shares(problem, allocation, uniform)),
+        uniform=None if uniform is None else uniform.choice[units.blocks[0]],
+        uniform_loss=None if uniform is None else units.divergence(uniform),
+        shares=tuple(_shares(units, allocation, uniform)),
     )
 
 
-def _shares(problem: _Problem, allocation: Allocation, uniform: Allocation | None) -> Iterator[Share]:
-    for kind in dict.fromkeys(problem.kinds[unit.name] for unit in problem.told_by):
-        units = [unit for unit in problem.told_by if problem.kinds[unit.name] == kind]
-        weights = sum(problem.weights[unit.name] for unit in units)
+def _shares(units: Units, allocation: Allocation, uniform: Allocation | None) -> Iterator[Share]:
+    members: dict[tuple[str, int | None], list[Unit]] = {}
+    for unit in units.told_by:
+        members.setdefault(units.places[unit.name], []).append(unit)
+    for (kind, part), own in members.items():
+        weights = sum(units.weights[unit.name] for unit in own)
 
-        def told(of: Allocation, units: list[Unit] = units, weights: int = weights) -> tuple[float, float]:
-            options = [option_of(unit, of.choice[unit.name]) for unit in units]
+        def told(of: Allocation, own: list[Unit] = own, weights: int = weights) -> tuple[float, float]:
+            options = [option_of(unit, of.choice[unit.name]) for unit in own]
             return 8 * sum(option.costs["bytes"] for option in options) / weights, sum(o.loss for o in options)
 
-        yield Share(kind, weights, *told(allocation), *((None, None) if uniform is None else told(uniform)))
+        yield Share(kind, part, weights, *told(allocation), *((None, None) if uniform is None else told(uniform)))

@@ -74,26 +74,31 @@ def make_plan(job: Job, source: Source, structure: Structure, table: Table | Non
     return _largest(job.target_bytes, at)
 
 
-def refuse_unreachable(job: Job, menu: Menu, source: Source, structure: Structure) -> None:
-    """`Refused` with the smallest size there is, before anything is measured."""
+def smallest_plan(job: Job, menu: Menu, source: Source, structure: Structure) -> Plan:
+    """Everything in its smallest format: no choice of the allocator makes a smaller file."""
     recipe, caution = settings.choose(job.recipe, job.settings, None, [])
     cheapest = tuple((n, _cheapest(menu.formats, s)) for n, s in block_weights(source, structure))
     embedding = recipe.embedding
     if embedding is not None and menu.tables and job.target_bpw is None:
         embedding = _cheapest(menu.tables, source.shape(structure.embedding + ".weight"))
     smallest = replace(recipe, rules=cheapest, keep=(), embedding=embedding)
-    plan = _planned(smallest, caution, source, structure, job.settings)
+    return _planned(smallest, caution, source, structure, job.settings)
+
+
+def refuse_unreachable(job: Job, menu: Menu, source: Source, structure: Structure) -> None:
+    """`Refused` with the smallest size there is, before anything is measured."""
+    plan = smallest_plan(job, menu, source, structure)
     if job.target_bytes is not None and plan.file_bytes > job.target_bytes:
         rows = plan_rows(plan.contents.quantization, plan.contents.parts)
         largest, more = max(rows, key=lambda row: row.bytes), plan.file_bytes - job.target_bytes
         raise Refused(
-            f"a file of {job.target_bytes / 1e6:.4g} MB cannot be reached with the formats of {recipe.name}: the "
+            f"a file of {job.target_bytes / 1e6:.4g} MB cannot be reached with the formats of {job.recipe}: the "
             f"smallest file is {plan.file_bytes / 1e6:.4g} MB, {more / 1e6:.3g} MB more "
             f"(most of it: {largest.name} {largest.bytes / 1e6:.3g} MB); give a larger size or another recipe."
         )
     if job.target_bpw is not None and plan.stored_bits_per_weight > job.target_bpw:
         raise Refused(
-            f"{job.target_bpw} bits a weight cannot be reached with the formats of {recipe.name}: the smallest choice "
+            f"{job.target_bpw} bits a weight cannot be reached with the formats of {job.recipe}: the smallest choice "
             f"stores {plan.stored_bits_per_weight:.3f}; give that or more, or another recipe."
         )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 
 from bitwright.artifact.folder import beside, require_free
-from bitwright.engine.allocation import UNIFORM
 from bitwright.engine.job import Job
 from bitwright.engine.quantize import Progress
 from bitwright.engine.run import Result, quantize
+from bitwright.engine.units import UNIFORM
 from bitwright.errors import BadInput
 
 

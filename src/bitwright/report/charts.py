@@ -79,6 +79,23 @@ def quality_against_bytes(rows: Sequence[Row], path: Path, note: str = "", refer
     _finish(figure, (axes,), path, note)
 
 
+def frontiers(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path, note: str = "") -> None:
+    """Curves of a loss against megabytes, both logarithmic: a panel for each loss by its name, curves by theirs."""
+    if not any(points for curves in panels.values() for points in curves.values()):
+        raise BadInput("there is nothing to plot: no size has a loss above zero.")
+    figure = _figure(0.8 + 5.2 * len(panels), 4.6)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, (name, curves) in zip(axes, panels.items(), strict=True):
+        for i, (curve, points) in enumerate(curves.items()):
+            style = {"marker": "osD^v<>pP*"[i % 10], "markersize": 4.5, "linewidth": 1.3}
+            xs, ys = zip(*sorted(points), strict=True) if points else ((), ())
+            panel.plot(xs, ys, color=COLOURS[i % len(COLOURS)], label=curve, **style)
+        panel.set(xscale="log", yscale="log", xlabel="file size, MB", ylabel=name)
+        _plain_ticks(panel)
+    axes[0].legend(frameon=False, fontsize=8)
+    _finish(figure, tuple(axes), path, note)
+
+
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     front: list[tuple[float, float]] = []
     for size, ppl in sorted(points):

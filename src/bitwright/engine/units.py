@@ -1,0 +1,71 @@
+"""What the allocator chooses between: every tensor in every format, with its losses and its costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from bitwright.allocate.choose import Allocation, option_of
+from bitwright.allocate.problem import Option, Unit
+from bitwright.protocols import Format, Menu
+from bitwright.sensitivity.scores import DIVERGENCES, losses
+from bitwright.sensitivity.table import Table, key
+from bitwright.spec import label
+
+TABLES = "embedding and head"  # their unit
+UNIFORM = "uniform"  # a score for comparison: one format for all blocks
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units with the losses that choose, and the same units with predicted divergences."""
+
+    chosen_by: list[Unit]
+    told_by: list[Unit]
+    blocks: tuple[str, ...]
+    places: dict[str, tuple[str, int | None]]  # unit -> kind of linear, and which third of the blocks it is in
+    weights: dict[str, int]  # of a unit
+
+    def divergence(self, allocation: Allocation) -> float:
+        """Predicted for a choice, nats a token."""
+        return sum(option_of(unit, allocation.choice[unit.name]).loss for unit in self.told_by)
+
+
+def make_units(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shapes) -> Units:
+    """Units of block weights by `shapes`, and one of embedding and head (`tables`, none: they are fixed)."""
+
+    def units(by: str) -> list[Unit]:
+        lost = losses(table, by, menu.formats, shapes, menu.reference)
+        return [
+            Unit(
+                name,
+                tuple(Option(label(f), lost[name][label(f)], {"bytes": stored_bytes(f, shape)}) for f in menu.formats),
+                frozenset({f"block {table.tensors[name].block}"}),
+            )
+            for name, shape in shapes.items()
+        ]
+
+    whole = []
+    if tables:
+        options = (
+            Option(label(f), table.tables[key(f)], {"bytes": sum(stored_bytes(f, shape) for shape in tables.values())})
+            for f in menu.tables
+        )
+        whole = [Unit(TABLES, tuple(options))]
+    told_by = units(score if score in DIVERGENCES else DIVERGENCES[0]) + whole
+    chosen_by = told_by if score in (*DIVERGENCES, UNIFORM) else units(score) + whole
+    places = {name: _place(table.tensors[name].group) for name in shapes} | {TABLES: (TABLES, None)}
+    weights = {name: prod(shape) for name, shape in shapes.items()}
+    weights[TABLES] = sum(prod(shape) for shape in tables.values())
+    return Units(chosen_by, told_by, tuple(shapes), places, weights)
+
+
+def _place(group: str) -> tuple[str, int | None]:
+    kind, _, part = group.partition(", part ")
+    return kind, int(part.split()[0])
+
+
+def stored_bytes(fmt: Format, shape: tuple[int, ...]) -> int:
+    """Of a matrix [R, C] or a stack of them."""
+    return fmt.bits((shape[-2], shape[-1])).bytes * (shape[0] if len(shape) == 3 else 1)
