@@ -252,6 +252,7 @@ class Recipe:
     format: Format
     solver: Solver
     embedding: Format | None = None  # of embedding and untied head; None leaves them as the source has them
+    embedding_solver: Solver | None = None  # where the head is, or shares the embedding; None: rounding to nearest
     rules: tuple[tuple[str, Format], ...] = ()  # (name pattern, format): the first match wins over `format`
     keep: tuple[str, ...] = ()  # name patterns of linears that stay as they are
     propagate: bool = True  # statistics see inputs from already quantized layers; False: from the float model

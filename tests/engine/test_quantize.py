@@ -12,8 +12,11 @@ import torch
 
 from bitwright.artifact.folder import lock
 from bitwright.artifact.read import open_artifact
+from bitwright.calibrate.tokens import builtin_text
 from bitwright.engine.run import prepare
 from bitwright.errors import BadInput, Refused
+from bitwright.models.source import open_source
+from bitwright.runtime.load import load_float
 
 Digest = Callable[[Path], str]
 
@@ -47,6 +50,29 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     run(tiny_model, parts)
     assert sha256(parts) == sha256(whole)
     assert not (tmp_path / "parts.journal").exists()
+
+
+def test_the_matrix_of_the_head_is_solved_for_what_it_multiplies(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    """Against rounding: errors of the tied matrix are larger in themselves, smaller in the logits."""
+
+    def matrix(name: str, solver: str) -> torch.Tensor:
+        few = {"embedding.bits_per_code": "3", "embedding_solver": solver, "format.bits_per_code": "8"}
+        run(tiny_model, tmp_path / name, settings=few, tokens=4096)
+        artifact = open_artifact(tmp_path / name)
+        return artifact.qtensor(artifact.quantization.tied[0][1]).dequantize()
+
+    solved, rounded = matrix("solved", '{"kind":"gptq","damping":0.01}'), matrix("rounded", "none")
+    model = load_float(str(tiny_model))
+    ids = open_source(str(tiny_model)).tokenizer()(builtin_text()[1][50_000:60_000], return_tensors="pt")["input_ids"]
+    w = model.get_input_embeddings().weight
+    with torch.no_grad():
+        hidden = model.base_model(ids[:, :400]).last_hidden_state[0]
+    in_logits = [float(((q - w) @ hidden.T).norm()) for q in (solved, rounded)]
+    in_itself = [float((q - w).norm()) for q in (solved, rounded)]
+    assert in_logits[0] < 0.9 * in_logits[1]
+    assert in_itself[0] > in_itself[1]
 
 
 def test_without_propagation_statistics_are_those_of_the_float_model(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitwright.models.calls import record_calls
+from bitwright.models.calls import head_inputs, record_calls
 from bitwright.models.skeleton import materialise, release, skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
@@ -59,6 +59,23 @@ def test_blocks_one_by_one_are_the_model(family: str, saved: Saved) -> None:
             hidden = call.run(module, hidden)
         assert torch.equal(hidden, after)
         release(module)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_leaves_the_last_block_comes_to_the_head_as_in_the_model(family: str, saved: Saved) -> None:
+    source = open_source(str(saved(family)))
+    model = skeleton(source.config)
+    structure = infer(model)
+    record_calls(model, source, structure, IDS)
+    last = block_states(family, [b.path for b in structure.blocks], model.config._attn_implementation)[-1]
+    expected: list[Tensor] = []
+    real = tiny(family)
+    real.set_attn_implementation(model.config._attn_implementation)
+    real.config._experts_implementation = "eager"
+    real.get_output_embeddings().register_forward_pre_hook(lambda _, args: expected.append(args[0]))
+    with torch.no_grad():
+        real(IDS, use_cache=False)
+    assert torch.equal(head_inputs(model, source, structure, last), expected[0])
 
 
 def test_only_the_rows_of_the_tokens_are_read(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:

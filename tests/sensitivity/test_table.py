@@ -31,7 +31,7 @@ def bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
     ids = torch.randint(0, 256, (3, 32), generator=torch.Generator().manual_seed(0))
 
     def make(progress: Any = lambda what, done, of: None) -> Bench:
-        return Bench(source, infer(skeleton(source.config)), ids, Gptq(), tmp_path, map, progress)
+        return Bench(source, infer(skeleton(source.config)), ids, Gptq(), Gptq(), tmp_path, map, progress)
 
     return make
 

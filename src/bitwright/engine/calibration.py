@@ -77,7 +77,8 @@ def sensitivities(job: Job, menu: Menu, source: Source, structure: Structure, pr
     ids, row = calibration(job, source, progress)
     ids = ids[: max(1, SENSE // ids.shape[1])]
     with Workers(job.threads or cores()) as workers:
-        bench = Bench(source, structure, ids, recipe.solver, cache_folder() / "sensitivity", workers.map, progress)
+        solvers = recipe.solver, recipe.embedding_solver
+        bench = Bench(source, structure, ids, *solvers, cache_folder() / "sensitivity", workers.map, progress)
         tables = menu.tables if job.target_bpw is None else ()
         reference = menu.reference if menu.score in MEASURED else None
         return bench.table(menu.formats, tables, f"{row.sha256}-{len(ids)}", reference)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bitwright.calibrate.observe import expert_grams, expert_hessians, gram, hessian
+from bitwright.calibrate.observe import Gram, expert_grams, expert_hessians, gram, hessian
 from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan
 from bitwright.engine.workers import Workers
 from bitwright.errors import BadInput, WorkFailed
 from bitwright.linalg import Hessian
+from bitwright.models.calls import head_inputs
 from bitwright.models.skeleton import materialise, release
-from bitwright.protocols import Format, QTensor
+from bitwright.protocols import Format, QTensor, Solver
 from bitwright.solvers.rtn import Rtn
 
 if TYPE_CHECKING:
@@ -62,20 +63,34 @@ class Run:
             elif self.plan.recipe.propagate:
                 self._replay(part, block, done)
             self.unseen += self.journal.notes(entry)["unseen"]
-            if index + 1 < count and len(self.hidden):
+            if (index + 1 < count or self._head_is_solved()) and len(self.hidden):
                 self._advance(index, block)
             release(block)
         self.progress("blocks", count, count)
 
     def tables(self) -> None:
-        """Round the embedding and an untied head, a strip of rows at a time; they have no statistics."""
-        parts = self.plan.contents.parts
-        for name in parts:
+        """Embedding and untied head, a strip of rows at a time; only what multiplies as head has statistics."""
+        solver = self.plan.recipe.embedding_solver or Rtn()
+        for name in self.plan.contents.parts:
             if self.journal.get(table_part(name)) is None:
                 self.progress(name, 0, 1)
-                self.journal.put(table_part(name), self._table(name, self.plan.formats[name]), {})
+                statistics = self._head_hessian() if self._head_is_solved() and self._is_head(name) else None
+                self.journal.put(table_part(name), self._table(name, self.plan.formats[name], solver, statistics), {})
 
-    def _table(self, name: str, fmt: Format) -> dict[str, Tensor]:
+    def _head_is_solved(self) -> bool:
+        """Whether something needs the statistics of the inputs of the head."""
+        solver = self.plan.recipe.embedding_solver
+        return solver is not None and solver.needs_hessian and any(map(self._is_head, self.plan.contents.parts))
+
+    def _is_head(self, name: str) -> bool:
+        tied = self.structure.tied and name == self.structure.embedding
+        return tied or name == self.structure.head
+
+    def _head_hessian(self) -> Hessian | None:
+        inputs = (head_inputs(self.model, self.source, self.structure, batch) for batch in self._batches())
+        return hessian(map(Gram.of, inputs), "the head")
+
+    def _table(self, name: str, fmt: Format, solver: Solver, statistics: Hessian | None) -> dict[str, Tensor]:
         rows = self.source.shape(name + ".weight")[0]
 
         def strip(start: int) -> dict[str, Tensor]:
@@ -83,7 +98,7 @@ class Run:
             w = self.source.rows(name + ".weight", ids).float()
             if not bool(w.isfinite().all()):
                 raise BadInput(f"the weight {name} of {self.source.name} holds NaN or infinite values.")
-            return Rtn().solve(w, fmt, None).planes
+            return solver.solve(w, fmt, statistics).planes
 
         strips = list(self.workers.map(strip, range(0, rows, STRIP)))
         return {f"{name}.{role}": torch.cat([s[role] for s in strips]) for role in strips[0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from bitwright.errors import WorkFailed
 from bitwright.models.skeleton import materialise
 from bitwright.models.structure import Structure
 
@@ -57,13 +58,40 @@ def record_calls(
     for name in structure.kept:
         path = name.rpartition(".")[0]
         materialise(model.get_submodule(path), source, path)
-    pick = rows or (lambda wanted: source.rows(f"{structure.embedding}.weight", wanted).float())
+    pick = rows or _rows(source, structure)
     recorders = [_Recorder(model.get_submodule(block.path), structure.arity) for block in structure.blocks]
     with _replaced(model, structure, recorders), _few_rows(model.get_submodule(structure.embedding), ids, pick):
         model.base_model(input_ids=ids, use_cache=False)
     first = recorders[0].hidden
     assert first is not None
     return first, [recorder.call for recorder in recorders if recorder.call is not None]
+
+
+@torch.no_grad()
+def head_inputs(model: PreTrainedModel, source: Source, structure: Structure, hidden: Tensor) -> Tensor:
+    """Inputs [B, T, D] of the head for hidden states [B, T, D] that left the last block.
+
+    `record_calls` came first: what lies outside blocks, embedding and head has its weights.
+    """
+    assert structure.head is not None
+    found: list[Tensor] = []
+
+    def arrived(_: nn.Module, args: tuple[Any, ...]) -> None:
+        found.append(args[0])
+        raise _Arrived
+
+    blocks = [_Source(model.get_submodule(block.path), structure.arity, hidden) for block in structure.blocks]
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)  # any: the blocks do not listen
+    hook = model.get_submodule(structure.head).register_forward_pre_hook(arrived)
+    embedding = model.get_submodule(structure.embedding)
+    try:
+        with _replaced(model, structure, blocks), _few_rows(embedding, ids, _rows(source, structure)):
+            model(input_ids=ids, use_cache=False)
+    except _Arrived:
+        return found[0]
+    finally:
+        hook.remove()
+    raise WorkFailed("the model ran without calling its head: its structure was misread.")
 
 
 def same_arguments(one: list[BlockCall], other: list[BlockCall]) -> bool:
@@ -77,15 +105,38 @@ def same_arguments(one: list[BlockCall], other: list[BlockCall]) -> bool:
     return len(tensors(one)) == len(tensors(other)) and all(torch.equal(a, b) for a, b in pairs)
 
 
-class _Recorder(nn.Module):
-    """Stands for a block: keeps how it is called and hands on its input. Attributes are those of the block."""
+def _rows(source: Source, structure: Structure) -> Callable[[Tensor], Tensor]:
+    return lambda wanted: source.rows(f"{structure.embedding}.weight", wanted).float()
 
-    def __init__(self, block: nn.Module, arity: int | None) -> None:
+
+class _Arrived(Exception):
+    """The run came to the head; nothing after it is needed."""
+
+
+class _Standing(nn.Module):
+    """Stands for a block: attributes are those of the block."""
+
+    def __init__(self, block: nn.Module, arity: int | None, hidden: Tensor | None = None) -> None:
         super().__init__()
-        self.__dict__.update(block=block, arity=arity, call=None, hidden=None)
+        self.__dict__.update(block=block, arity=arity, call=None, hidden=hidden)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["block"], name)
+
+    def _out(self) -> Any:
+        hidden, arity = self.__dict__["hidden"], self.__dict__["arity"]
+        return hidden if arity is None else (hidden, *[None] * (arity - 1))
+
+
+class _Source(_Standing):
+    """Returns the same hidden states, whatever comes in."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._out()
+
+
+class _Recorder(_Standing):
+    """Keeps how it is called and hands on its input."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
@@ -93,17 +144,17 @@ class _Recorder(nn.Module):
         kept_args = tuple(None if place == where else value for place, value in enumerate(args))
         kept = {name: None if name == where else value for name, value in kwargs.items()}
         self.__dict__.update(call=BlockCall(kept_args, kept, where), hidden=hidden)
-        return hidden if self.arity is None else (hidden, *[None] * (self.arity - 1))
+        return self._out()
 
 
 @contextmanager
-def _replaced(model: nn.Module, structure: Structure, recorders: list[_Recorder]) -> Iterator[None]:
-    """The model with recorders in place of its blocks."""
+def _replaced(model: nn.Module, structure: Structure, standing: Sequence[_Standing]) -> Iterator[None]:
+    """The model with others in place of its blocks."""
     blocks = model.get_submodule(structure.blocks[0].path.rpartition(".")[0])
     assert isinstance(blocks, nn.ModuleList)
     real = list(blocks)
-    for i, recorder in enumerate(recorders):
-        blocks[i] = recorder
+    for i, other in enumerate(standing):
+        blocks[i] = other
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from bitwright.errors import Refused, TooFewBits
 from bitwright.formats.integer import Integer
 from bitwright.formats.residual import MOST, Residual
 from bitwright.protocols import Format, Recipe
+from bitwright.solvers.gptq import Gptq
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 INTEGERS = tuple(
@@ -23,6 +24,8 @@ TABLES = (
     Integer(8, 64, "symmetric"),
 )
 """The same for embeddings."""
+HEAD = Gptq(damping=0.3)
+"""Of a matrix that is embedding and head: rows that are looked up bear compensation badly, so damping is high."""
 
 Shapes = Sequence[tuple[int, int]]
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.protocols import Menu, Recipe
-from bitwright.recipes._bits import TABLES
+from bitwright.recipes._bits import HEAD, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.recipes.gptq import caution
 from bitwright.solvers.gptq import Gptq
 
-RECIPE = Recipe("baq", format=Integer(3, 64, search=20), solver=Gptq(), embedding=Integer(8, 64, "symmetric"))
+RECIPE = Recipe(
+    "baq", format=Integer(3, 64, search=20), solver=Gptq(), embedding=Integer(8, 64, "symmetric"), embedding_solver=HEAD
+)
 MENU = Menu(tuple(Integer(width, 64, search=20) for width in (2, 3, 4, 5, 6, 8)), TABLES, score="baq")
 
 __all__ = ["MENU", "RECIPE", "at_bits", "caution"]

@@ -10,11 +10,17 @@ from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
 from bitwright.formats.ternary import Ternary
 from bitwright.protocols import Menu, Recipe
-from bitwright.recipes._bits import INTEGERS, TABLES
+from bitwright.recipes._bits import HEAD, INTEGERS, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.solvers.gptq import Gptq
 
-RECIPE = Recipe("gptq", format=Integer(3, 64, search=20), solver=Gptq(), embedding=Integer(8, 64, "symmetric"))
+RECIPE = Recipe(
+    "gptq",
+    format=Integer(3, 64, search=20),
+    solver=Gptq(),
+    embedding=Integer(8, 64, "symmetric"),
+    embedding_solver=HEAD,
+)
 
 MENU = Menu((*INTEGERS, Ternary(160, "base3"), Binary(64)), TABLES, reference=Integer(3, 64, search=20))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.protocols import Menu, Recipe
-from bitwright.recipes._bits import TABLES
+from bitwright.recipes._bits import HEAD, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.recipes.gptq import caution
 from bitwright.solvers.gptq import Gptq
@@ -17,7 +17,11 @@ from bitwright.solvers.gptq import Gptq
 WIDTHS = (2, 3, 4, 6, 8)
 
 RECIPE = Recipe(
-    "hawq", format=Integer(4, None, "symmetric", search=20), solver=Gptq(), embedding=Integer(8, 64, "symmetric")
+    "hawq",
+    format=Integer(4, None, "symmetric", search=20),
+    solver=Gptq(),
+    embedding=Integer(8, 64, "symmetric"),
+    embedding_solver=HEAD,
 )
 MENU = Menu(tuple(Integer(width, None, "symmetric", search=20) for width in WIDTHS), TABLES, score="trace")
 

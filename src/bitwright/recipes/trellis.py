@@ -19,10 +19,12 @@ from bitwright.errors import Refused, TooFewBits
 from bitwright.formats.integer import Integer
 from bitwright.formats.trellis import PER_WORD, Trellis
 from bitwright.protocols import Menu, Recipe
-from bitwright.recipes._bits import TABLES, Shapes, stored_bits
+from bitwright.recipes._bits import HEAD, TABLES, Shapes, stored_bits
 from bitwright.solvers.gptq import Gptq
 
-RECIPE = Recipe("trellis", format=Trellis(), solver=Gptq(damping=0.1), embedding=Integer(8, 64, "symmetric"))
+RECIPE = Recipe(
+    "trellis", format=Trellis(), solver=Gptq(damping=0.1), embedding=Integer(8, 64, "symmetric"), embedding_solver=HEAD
+)
 
 MENU = Menu(
     (*(Trellis(per_word) for per_word in PER_WORD), *(Integer(width, 64, search=20) for width in (5, 6, 8))), TABLES

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from bitwright.calibrate.observe import Gram, hessian
 from bitwright.linalg import Hessian
 from bitwright.protocols import Format, Solver
 from bitwright.runtime.load import load_float
@@ -25,6 +26,8 @@ from bitwright.solvers.rtn import Rtn
 from bitwright.spec import fingerprint, to_spec
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from bitwright.models.source import Source
     from bitwright.models.structure import Structure
 
@@ -51,6 +54,7 @@ class Bench:
     structure: Structure
     ids: Tensor  # int64 [S, T], calibration
     solver: Solver
+    embedding_solver: Solver | None
     folder: Path
     map: Map
     progress: Progress
@@ -62,7 +66,8 @@ class Bench:
 
         With a `reference` among the formats, groups of linears in it are also measured on the whole model.
         """
-        identity = tables.identity(self.source.digest(), calibration, to_spec(self.solver))
+        solvers = to_spec((self.solver, self.embedding_solver))
+        identity = tables.identity(self.source.digest(), calibration, solvers)
         path, table = tables.open_table(self.folder, identity)
         observation = fingerprint(tables.observation(self.source.digest(), calibration))
         statistics = Statistics(self.folder / f"{observation[:24]}-statistics")
@@ -123,7 +128,7 @@ class Bench:
             table.save(path)
 
     def _tables(self, path: Path, table: Table, formats: list[Format]) -> None:
-        """KL of the whole model with only embedding and head in a format, rounded as the engine rounds them."""
+        """KL of the whole model with only embedding and head in a format, solved as the engine solves them."""
         if not formats:
             return
         model = load_float(self.source.name)
@@ -131,16 +136,34 @@ class Bench:
         matrices = {id(p): p for p in (model.get_submodule(name).weight for name in names)}
         originals = {place: p.detach().clone() for place, p in matrices.items()}
         text = Text.of(model, self.ids, TEXT)
+        solver = self.embedding_solver or Rtn()
+        head = _head_hessian(model, self.ids[len(text.ids) :]) if solver.needs_hessian else None
+        multiplied = id(model.get_output_embeddings().weight) if head is not None else None
         for done, fmt in enumerate(formats):
             self.progress("trying formats of the embedding", done, len(formats))
             for place, p in matrices.items():
-                p.data.copy_(torch.cat(list(self.map(partial(_rounded, fmt), originals[place].split(STRIP)))))
+                solve = partial(_solved, solver, fmt, head if place == multiplied else None)
+                p.data.copy_(torch.cat(list(self.map(solve, originals[place].split(STRIP)))))
             table.tables[key(fmt)] = divergence(model, text)
             table.save(path)
 
 
-def _rounded(fmt: Format, w: Tensor) -> Tensor:
-    return Rtn().solve(w, fmt, None).dequantize()
+@torch.no_grad()
+def _head_hessian(model: PreTrainedModel, ids: Tensor) -> Hessian | None:
+    """Of the inputs of the head on other text than that on which losses are measured; None without head or text."""
+    grams: list[Gram] = []
+    head = model.get_output_embeddings()
+    if head is None:
+        return None
+    hook = head.register_forward_pre_hook(lambda _, args: grams.append(Gram.of(args[0])))
+    for row in ids:
+        model(row[None], use_cache=False)
+    hook.remove()
+    return hessian(grams, "the head")
+
+
+def _solved(solver: Solver, fmt: Format, statistics: Hessian | None, w: Tensor) -> Tensor:
+    return solver.solve(w, fmt, statistics).dequantize()
 
 
 def _trace(seen: Observed) -> float:

@@ -75,9 +75,9 @@ def open_table(folder: Path, identity: dict[str, Any]) -> tuple[Path, Table]:
     return path, Table(tensors=tensors, **stored)
 
 
-def identity(model: str, calibration: str, solver: Spec) -> dict[str, Any]:
-    """What losses depend on: weights, calibration tokens, solver and code."""
-    return {**observation(model, calibration), "solver": solver, "solved_by": _code(SOLVED_BY)}
+def identity(model: str, calibration: str, solvers: list[Spec | None]) -> dict[str, Any]:
+    """What losses depend on: weights, calibration tokens, solvers (of blocks, of tables) and code."""
+    return {**observation(model, calibration), "solvers": solvers, "solved_by": _code(SOLVED_BY)}
 
 
 def observation(model: str, calibration: str) -> dict[str, Any]:
