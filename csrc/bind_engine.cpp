@@ -44,7 +44,7 @@ class PlanReader {
     } else {
       p.embedding = floats(table, size_t(p.vocabulary) * p.hidden, "the embedding has the wrong shape");
     }
-    arena.fill();
+    plan.arena = &arena;
   }
 
   Plan plan;

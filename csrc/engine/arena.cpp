@@ -1,6 +1,9 @@
 #include "engine/arena.h"
 
+#include <algorithm>
 #include <type_traits>
+
+#include "team.h"
 
 namespace bitwright {
 namespace {
@@ -23,17 +26,24 @@ template <class Visit> void each_stream(MatrixView& m, Visit visit) {
 
 const MatrixView* Arena::take(const MatrixView& m) { return &views_.emplace_back(m); }
 
-void Arena::fill() {
-  size_t total = 0;
-  for (MatrixView& m : views_) each_stream(m, [&](auto*, size_t bytes) { total += padded(bytes); });
+void Arena::fill(Team& team, int threads) {
+  const auto each = [&](auto visit) {
+    size_t at = 0;
+    for (MatrixView& m : views_) each_stream(m, [&](auto*& stream, size_t bytes) { visit(stream, bytes, at), at += padded(bytes); });
+    return at;
+  };
+  const size_t total = each([](auto*&, size_t, size_t) {});
   memory_ = allocate(total + 1);
-  uint8_t* at = memory_.get();
-  for (MatrixView& m : views_)
-    each_stream(m, [&](auto*& stream, size_t bytes) {
-      std::memcpy(at, stream, bytes);
-      stream = reinterpret_cast<std::remove_reference_t<decltype(stream)>>(at);
-      at += padded(bytes);
+  team.run(threads, [&](int worker, int workers) {  // each a stretch of the copy, whose pages it is the first to touch
+    const size_t from = total * worker / workers, to = total * (worker + 1) / workers;
+    each([&](auto* stream, size_t bytes, size_t at) {
+      const size_t a = std::clamp(from, at, at + bytes), b = std::clamp(to, at, at + bytes);
+      std::memcpy(memory_.get() + a, reinterpret_cast<const uint8_t*>(stream) + (a - at), b - a);
     });
+  });
+  each([&](auto*& stream, size_t, size_t at) {
+    stream = reinterpret_cast<std::remove_reference_t<decltype(stream)>>(memory_.get() + at);
+  });
 }
 
 }  // namespace bitwright

@@ -8,11 +8,14 @@
 
 namespace bitwright {
 
+class Team;
+
 class Arena {
  public:
-  // A view whose memory will lie in the arena once `fill` has been called. Views stay where they are.
+  // A view that `fill` will change; it stays where it is.
   const MatrixView* take(const MatrixView& m);
-  void fill();
+  // Copies, with so many threads, and lets the views lead to the copies. Nobody may use them meanwhile.
+  void fill(Team& team, int threads);
 
  private:
   std::deque<MatrixView> views_;

@@ -7,6 +7,7 @@
 
 #include "codes.h"
 #include "dispatch.h"
+#include "engine/arena.h"
 #include "team.h"
 
 namespace bitwright {
@@ -152,6 +153,8 @@ void Engine::step(const std::vector<int>& sequences, const int* tokens, float* l
 
 void Engine::block(const int* tokens, bool all, float* logits) {
   count_ = rows_ = int(rows_of_block_.size()), team_ = &Team::shared();
+  // Not before the first block: it reads the weights once, and nobody should wait for a copy before the first token.
+  if (blocks_++ == 1) plan_.arena->fill(*team_, threads_);
   for (const Row& row : rows_of_block_) row.sequence->cache.reserve(row.position + 1);
   rope_tables();
   for (int t = 0; t < count_; t++) embed(tokens[t], x_.data() + size_t(t) * plan_.hidden);

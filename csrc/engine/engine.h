@@ -108,6 +108,7 @@ class Engine {
   std::vector<LayerProducts> layers_;
   Products head_;
   std::vector<Worker> workers_;
+  int64_t blocks_ = 0;        // since the engine was made
   int count_ = 0, rows_ = 0;  // tokens of the block, and how many of them go through the current product
   // [tokens][...] of one block
   std::vector<float> x_, q_, k_, v_, mixed_, out_, gate_, up_;

@@ -7,6 +7,8 @@
 
 namespace bitwright {
 
+class Arena;
+
 // y = W x + b with packed W, or with float W in tiles [columns][16] where a model keeps a layer unquantized.
 struct Linear {
   const MatrixView* packed = nullptr;
@@ -41,6 +43,7 @@ struct Plan {
   const float* embedding = nullptr;  // [vocabulary][hidden], where it is not packed
   Norm last;
   Linear head;
+  Arena* arena = nullptr;  // where the packed weights will lie
 };
 
 }  // namespace bitwright

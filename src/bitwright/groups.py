@@ -18,6 +18,11 @@ def groups(columns: int, group: int | None) -> list[slice]:
     return [slice(a, min(a + step, columns)) for a in range(0, columns, max(step, 1))]
 
 
+def group_count(columns: int, group: int | None) -> int:
+    """How many `groups` there are."""
+    return min(columns, 1) if group is None else -(-columns // max(group, 1))
+
+
 def columns_of(params: Params, columns: slice) -> Params:
     """Parameters of some columns of one group: [R, 1] is shared, [R, n] is cut."""
     return {k: v if v.shape[1] == 1 else v[:, columns] for k, v in params.items()}
@@ -30,7 +35,7 @@ def join(parts: Sequence[Params]) -> Params:
 
 def per_column(params: Params, group: int | None, columns: int) -> Params:
     """Joined parameters spread to one a column, [R, C], or left [R, 1] where they are row-wide."""
-    count = len(groups(columns, group))
+    count = group_count(columns, group)
 
     def spread(v: Tensor) -> Tensor:
         if v.shape[1] == columns or v.shape[1] == 1 or group is None:

@@ -126,6 +126,10 @@ class Format(Protocol):
 
     kind: ClassVar[str]
 
+    def __hash__(self) -> int:
+        """Equal formats are one."""
+        ...
+
     @property
     def group(self) -> int | None:
         """Columns that share parameters; None: the whole row."""

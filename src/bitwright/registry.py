@@ -39,9 +39,15 @@ def load(room: str, name: str) -> ModuleType:
     return import_module(f"bitwright.{room}.{name.replace('-', '_')}")
 
 
+@cache
+def _rooms() -> dict[str, str]:
+    """The room of every kind of part."""
+    return {name: room for room in ROOMS for name in names(room)}
+
+
 def part(kind: str) -> type:
     """The class of this kind, whatever room it is in."""
-    known = {name: room for room in ROOMS for name in names(room)}
+    known = _rooms()
     if kind not in known:
         raise UnknownName("part", kind, known)
     found = [

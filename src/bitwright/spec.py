@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -56,7 +57,7 @@ def build(cls: type[T], spec: Spec) -> T:
                 raise BadField(cls.__name__, name, value, f"give a part of kind {vars(hints[name])['kind']}")
             continue
         try:
-            TypeAdapter(hints[name], config=STRICT).validate_python(value)
+            _check(hints[name]).validate_python(value)
         except ValidationError as error:
             raise BadField(cls.__name__, name, value, error.errors()[0]["msg"].lower()) from None
     try:
@@ -64,6 +65,11 @@ def build(cls: type[T], spec: Spec) -> T:
     except TypeError:
         missing = [f.name for f in parts if f.name not in values and f.default is MISSING]
         raise BadField(cls.__name__, ", ".join(missing), None, "this field is required") from None
+
+
+@cache
+def _check(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=STRICT)
 
 
 def label(part: Any) -> str:

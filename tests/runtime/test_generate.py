@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitwright.errors import BadField, BadInput, Refused
-from bitwright.runtime.generate import Sampling, chat_ids, generator, stop_tokens, stream
+from bitwright.runtime.generate import Sampling, chat_ids, generator, open_generator, stream
 from bitwright.runtime.generate import torch_tokens as tokens
 from bitwright.runtime.load import load_float
 
@@ -68,7 +68,7 @@ def test_impossible_sampling(fields: dict[str, float]) -> None:
 
 
 def test_pieces_join_to_the_text(model: Any, tokenizer: Any) -> None:
-    ids = list(tokens(model, PROMPT, 40, stop=stop_tokens(model, tokenizer)))
+    ids = list(tokens(model, PROMPT, 40, stop=generator(model).ends | {tokenizer.eos_token_id}))
     pieces = list(stream(generator(model), tokenizer, PROMPT, max_tokens=40))
     assert len(pieces) == len(ids) + 1
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
@@ -90,13 +90,19 @@ def test_conversation_goes_through_the_template(tokenizer: Any) -> None:
 
 
 def test_packed_models_generate_in_the_compiled_engine(packed: Path) -> None:
+    from bitwright.artifact.read import open_artifact
     from bitwright.runtime import native
+    from bitwright.runtime.engine import Engine
     from bitwright.runtime.load import load
 
     if not native.available()[0]:
         pytest.skip(native.available()[1])
-    speaker = generator(load(packed))
-    assert speaker.engine is not None
+    speaker = open_generator(open_artifact(packed), "int8")
+    assert isinstance(speaker.runs, Engine)
+    read_off_modules = generator(load(packed))
+    assert speaker.ends == read_off_modules.ends
+    ids = torch.tensor([PROMPT * 20])
+    assert torch.equal(speaker.module(ids).logits, read_off_modules.module(ids).logits)
     assert speaker.why.startswith("compiled engine")
     drawn = list(speaker.tokens(PROMPT, 30, Sampling(1.0, seed=3)))
     assert drawn == list(speaker.tokens(PROMPT, 30, Sampling(1.0, seed=3)))
@@ -104,6 +110,6 @@ def test_packed_models_generate_in_the_compiled_engine(packed: Path) -> None:
 
 
 def test_the_engine_is_refused_where_it_cannot_run(model: Any) -> None:
-    assert generator(model).engine is None
+    assert generator(model).runs is model
     with pytest.raises(Refused, match="not packed"):
         generator(model, "native")

@@ -96,10 +96,16 @@ def test_casting_a_model_leaves_the_planes_alone(packed: Path) -> None:
         ("intermediate_size", 100),
         ("vocab_size", 300),
         ("num_hidden_layers", 3),
+        ("num_hidden_layers", 1),
+        ("attention_bias", True),
+        ("hidden_size", 10**12),
     ],
 )
 def test_a_config_that_contradicts_the_planes_is_refused(packed: Path, tmp_path: Path, key: str, value: object) -> None:
+    from bitwright.artifact.read import open_artifact
     from bitwright.errors import BadArtifact
+    from bitwright.runtime import native
+    from bitwright.runtime.engine import open_engine
     from bitwright.runtime.load import load
 
     folder = tmp_path / "altered"
@@ -111,6 +117,9 @@ def test_a_config_that_contradicts_the_planes_is_refused(packed: Path, tmp_path:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadArtifact):
         load(folder)
+    if native.available()[0]:
+        with pytest.raises(BadArtifact):
+            open_engine(open_artifact(folder))
 
 
 def test_experts_run_packed_through_from_pretrained(tiny_model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from bitwright.errors import BadArtifact
 VERSION = 1
 METHOD = "bitwright"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 MANIFEST = "bitwright.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

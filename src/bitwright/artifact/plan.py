@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal
 
 from bitwright.artifact.header import DTYPE_NAMES
@@ -24,10 +26,16 @@ def formats(quantization: Quantization) -> tuple[Format, ...]:
     return found
 
 
+@lru_cache(maxsize=4096)
+def matrix_planes(fmt: Format, shape: tuple[int, int]) -> Mapping[str, PlaneSpec]:
+    """`fmt.planes`, remembered: most matrices of a model are alike."""
+    return MappingProxyType(fmt.planes(shape))
+
+
 def planes(weight: Weight, fmt: Format) -> dict[str, PlaneSpec]:
     """Stored tensors of a weight by full name; experts lead with E."""
-    lead = weight.shape[:-2]
-    return {f"{weight.name}.{k}": PlaneSpec(p.dtype, lead + p.shape) for k, p in fmt.planes(weight.matrix).items()}
+    lead, own = weight.shape[:-2], matrix_planes(fmt, weight.matrix)
+    return {f"{weight.name}.{k}": PlaneSpec(p.dtype, lead + p.shape) if lead else p for k, p in own.items()}
 
 
 def tensors(quantization: Quantization, kept: Mapping[str, PlaneSpec]) -> dict[str, PlaneSpec]:
@@ -48,7 +56,7 @@ def plan_rows(quantization: Quantization, parts: Mapping[str, Part]) -> tuple[Pl
     for w in quantization.weights:
         fmt = known[w.format]
         bits = total([fmt.bits(w.matrix)] * w.experts)
-        size = sum(p.bytes for p in planes(w, fmt).values())
+        size = w.experts * sum(p.bytes for p in matrix_planes(fmt, w.matrix).values())
         if bits.total != 8 * size:
             raise WorkFailed(f"{w.name}: {w.shape} as {fmt} counts {bits.total} bits, but its planes have {8 * size}.")
         part = parts.get(w.name, "block")

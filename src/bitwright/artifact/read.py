@@ -22,6 +22,7 @@ from bitwright.artifact.folder import reading
 from bitwright.artifact.header import DTYPE_NAMES, Entry, decode, header_bytes
 from bitwright.artifact.layout import (
     CONFIG,
+    GENERATION,
     INDEX,
     JSON_LIMIT,
     MANIFEST,
@@ -34,7 +35,7 @@ from bitwright.artifact.layout import (
     parse,
     parse_json,
 )
-from bitwright.artifact.plan import formats, plan_rows, planes
+from bitwright.artifact.plan import formats, matrix_planes, plan_rows, planes
 from bitwright.errors import BadArtifact, BadField, UnknownName
 from bitwright.protocols import Format, Planes, PlaneSpec, QTensor
 
@@ -50,6 +51,8 @@ class TensorFile:
             length = header_bytes(file.read(8), self.bytes, str(path))
             self.entries: dict[str, Entry] = decode(file.read(length - 8), self.bytes, str(path))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(mmap, "MADV_WILLNEED"):
+            mapped.madvise(mmap.MADV_WILLNEED)  # in one go, not page by page as scales between the codes are checked
         with warnings.catch_warnings():  # torch has no read-only tensors and says so
             warnings.filterwarnings("ignore", "The given buffer is not writable")
             self._data = torch.frombuffer(mapped, dtype=torch.uint8)
@@ -103,7 +106,7 @@ class Artifact:
     def planes(self, name: str) -> Planes:
         """Stored planes of a weight by role; those of stacked experts lead with E."""
         fmt, weight = self.format(name), self.weight(name)
-        return {role: self.tensor(f"{name}.{role}") for role in fmt.planes(weight.matrix)}
+        return {role: self.tensor(f"{name}.{role}") for role in matrix_planes(fmt, weight.matrix)}
 
     def qtensor(self, name: str, expert: int = 0) -> QTensor:
         """A weight, or one expert of a stack."""
@@ -111,6 +114,16 @@ class Artifact:
         if len(weight.shape) == 3:
             stored = {role: plane[expert] for role, plane in stored.items()}
         return QTensor(self.formats[weight.format], weight.matrix, stored)
+
+    @property
+    def generation_config(self) -> Mapping[str, Any] | None:
+        """How the model's makers would have it generate, if they say."""
+        if not (self.path / GENERATION).exists():
+            return None
+        found = _json(self.path, GENERATION)
+        if not isinstance(found, dict):
+            raise BadArtifact(f"{self.path / GENERATION} is no JSON object: copy the artifact again.")
+        return found
 
     def file_bytes(self) -> int:
         """Bytes of all safetensors files, headers included."""

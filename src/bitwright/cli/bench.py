@@ -86,19 +86,17 @@ def load_engines(path: Path, counts: list[int]) -> tuple[list[Engine], float]:
     """One engine a number of threads, and milliseconds from the folder to the first token, imports not counted."""
     from time import perf_counter
 
-    import transformers.models.auto.modeling_auto  # noqa: F401  (transformers imports late)
-
+    from bitwright.artifact.read import open_artifact
     from bitwright.cli.subject import open_subject
-    from bitwright.runtime.engine import build
-    from bitwright.runtime.load import load
+    from bitwright.runtime.engine import open_engine
 
     open_subject(str(path), engine="native")  # refuses what has no engine, and imports what loading needs
     start = perf_counter()
-    model = load(path)
-    engines = [build(model, counts[-1], fine_cache=True)]
+    artifact = open_artifact(path)
+    engines = [open_engine(artifact, counts[-1], fine_cache=True)]
     engines[0].core.forward([1])
     took = perf_counter() - start
-    return [build(model, count, fine_cache=True) for count in counts[:-1]] + engines, 1000 * took
+    return [open_engine(artifact, count, fine_cache=True) for count in counts[:-1]] + engines, 1000 * took
 
 
 def report(counts: list[int], found: list[Rates], roofs: list[Roofline]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,8 +81,8 @@ def parent_of(subject: Subject) -> tuple[Subject | None, str]:
 def _packed(path: Path, name: str, activations: Activations, choice: EngineChoice) -> Subject:
     from bitwright.artifact.read import open_artifact
     from bitwright.models.folder import read_tokenizer
-    from bitwright.runtime.generate import generator, why_torch
-    from bitwright.runtime.load import load, read_config
+    from bitwright.runtime.generate import open_generator, why_torch
+    from bitwright.runtime.load import read_config
     from bitwright.spec import fingerprint
 
     artifact = open_artifact(path)
@@ -89,6 +90,7 @@ def _packed(path: Path, name: str, activations: Activations, choice: EngineChoic
     hashes = None if manifest is None else [row.sha256 for row in manifest.files if row.name.endswith(".safetensors")]
     lineage = {} if manifest is None else manifest.lineage
     known = isinstance(lineage.get("name"), str) and isinstance(lineage.get("digest"), str)
+    gc.freeze()  # what imports made is never garbage: a collection that walks through it would take a fifth of a second
     engine = "native" if why_torch(read_config(artifact.config), {activations}, choice) is None else "torch"
     arithmetic = {"activations": activations, "engine": engine}
     return Subject(
@@ -99,7 +101,7 @@ def _packed(path: Path, name: str, activations: Activations, choice: EngineChoic
         fingerprint=None if hashes is None else fingerprint({"files": hashes, **arithmetic}),
         positions=_positions(artifact.config),
         engine=engine,
-        speaker=cache(lambda: generator(load(path, activations), choice)),
+        speaker=cache(lambda: open_generator(artifact, activations, choice)),
         tokenizer=cache(lambda: read_tokenizer(path)),
         parent=(str(lineage["name"]), str(lineage["digest"])) if known else None,
         seen=_seen(manifest),

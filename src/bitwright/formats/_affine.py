@@ -10,7 +10,7 @@ from torch import Tensor
 from bitwright.bits import Bits
 from bitwright.errors import BadField
 from bitwright.formats import _fit, _layout
-from bitwright.groups import Params, groups, per_column
+from bitwright.groups import Params, group_count, per_column
 from bitwright.protocols import ColumnStats, Dense, Operand, Planes, PlaneSpec
 
 ACTIVATION_GROUP = 128  # columns that share an activation scale where weights have none to follow
@@ -88,7 +88,7 @@ class AffineCodes(ABC):
     def planes(self, shape: tuple[int, int]) -> dict[str, PlaneSpec]:
         """Codes uint8 [tiles, vectors, 64], scales (and mins) f16 [tiles, G, 16]."""
         count = _layout.tiles(shape[0])
-        lanes = PlaneSpec(torch.float16, (count, len(groups(shape[1], self.group)), _layout.ROWS))
+        lanes = PlaneSpec(torch.float16, (count, group_count(shape[1], self.group), _layout.ROWS))
         specs = {
             "weight": PlaneSpec(torch.uint8, (count, _layout.vectors(shape[1], self.width), _layout.VECTOR)),
             "scales": lanes,
@@ -101,13 +101,13 @@ class AffineCodes(ABC):
         stored = sum(spec.bytes for spec in self.planes(shape).values()) * 8
         # Five digits share a byte: the codes of a weight are the bytes its row touches.
         codes = rows * columns * self.width if isinstance(self.width, int) else rows * -(-columns // 5) * 8
-        scales = rows * len(groups(columns, self.group)) * 16
+        scales = rows * group_count(columns, self.group) * 16
         mins = scales if self.offset is None else 0
         return Bits(codes=codes, scales=scales, mins=mins, padding=stored - codes - scales - mins)
 
     def flaw(self, planes: Planes, shape: tuple[int, int]) -> str | None:
         """Scales must be finite, base-3 bytes below 243; every other code stands for something."""
-        if any(not bool(planes[role].isfinite().all()) for role in ("scales", "mins") if role in planes):
+        if any(not _layout.finite(planes[role]) for role in ("scales", "mins") if role in planes):
             return "holds a scale that is not finite"
         if self.width == "base3" and int(planes["weight"].max()) > 242:
             return "holds a byte that is no five ternary digits"

@@ -8,6 +8,8 @@ A base-3 byte holds five ternary digits, column 4 f + p in digit f: 20 columns a
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
@@ -91,6 +93,11 @@ def pack_lanes(values: Tensor) -> Tensor:
 def unpack_lanes(plane: Tensor, rows: int) -> Tensor:
     """Inverse of `pack_lanes`: float32 [R, G]."""
     return plane.transpose(1, 2).reshape(-1, plane.shape[1])[:rows].float()
+
+
+def finite(plane: Tensor) -> bool:
+    """Whether no value of an f16 plane is infinite or NaN: a sum keeps those, and others cannot overflow."""
+    return isfinite(float(plane.sum(dtype=torch.float32)))
 
 
 def take_rows(plane: Tensor, rows: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ class Mixed:
 
     def flaw(self, planes: Planes, shape: tuple[int, int]) -> str | None:
         """Finite scales, and places that lie inside the matrix and are as many as their codes."""
-        if not all(bool(planes[role].isfinite().all()) for role in ("salient_scales", "salient_mins")):
+        if not all(_layout.finite(planes[role]) for role in ("salient_scales", "salient_mins")):
             return "holds a scale that is not finite"
         return self.low.flaw(planes, shape) or self._codec.flaw(planes, shape, self.by.count(shape))
 

@@ -161,7 +161,7 @@ class Residual:
     def flaw(self, planes: Planes, shape: tuple[int, int]) -> str | None:
         """Scales must be finite."""
         vectors = [planes[_planes.named("columns", i)] for i in range(self._columns)]
-        if not all(bool(v.isfinite().all()) for v in vectors):
+        if not all(_layout.finite(v) for v in vectors):
             return "holds a scale that is not finite"
         flaws = (part.flaw(self.own(planes, i), shape) for i, part in enumerate(self.parts))
         return next((flaw for flaw in flaws if flaw), None)

@@ -14,7 +14,7 @@ from bitwright.errors import BadField
 from bitwright.formats import _fit, _layout, _words
 from bitwright.formats._affine import ACTIVATION_GROUP
 from bitwright.formats._tables import STEPS, TABLES
-from bitwright.groups import Params, groups, per_column
+from bitwright.groups import Params, group_count, per_column
 from bitwright.protocols import ColumnStats, Dense, Operand, Planes, PlaneSpec, Term
 
 PER_WORD = tuple(TABLES)  # 4, 2.67, 2, 1.6, 1.33, 1.14 and 1 bit
@@ -114,7 +114,7 @@ class Trellis:
         width = _layout.ROWS * _words.WORD_BYTES
         return {
             "weight": PlaneSpec(torch.uint8, (count, _words.words(shape[1], self.per_word), width)),
-            "scales": PlaneSpec(torch.float16, (count, len(groups(shape[1], self.group)), _layout.ROWS)),
+            "scales": PlaneSpec(torch.float16, (count, group_count(shape[1], self.group), _layout.ROWS)),
         }
 
     def bits(self, shape: tuple[int, int]) -> Bits:
@@ -122,12 +122,12 @@ class Trellis:
         rows, columns = shape
         stored = sum(spec.bytes for spec in self.planes(shape).values()) * 8
         codes = rows * columns * _words.WORD // self.per_word
-        scales = rows * len(groups(columns, self.group)) * 16
+        scales = rows * group_count(columns, self.group) * 16
         return Bits(codes=codes, scales=scales, padding=stored - codes - scales)
 
     def flaw(self, planes: Planes, shape: tuple[int, int]) -> str | None:
         """Scales must be finite; every word stands for something."""
-        return None if bool(planes["scales"].isfinite().all()) else "holds a scale that is not finite"
+        return None if _layout.finite(planes["scales"]) else "holds a scale that is not finite"
 
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
         """One dense term with a table."""

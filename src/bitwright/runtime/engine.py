@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from bitwright.errors import BadInput, Refused
 from bitwright.runtime import native
-from bitwright.runtime.plan import read_plan, refusal, weight_bytes, weight_count
+from bitwright.runtime.plan import Plan, read_plan, refusal, weight_bytes, weight_count
+from bitwright.runtime.weights import ModuleWeights, StoredWeights
 
 if TYPE_CHECKING:
     from bitwright import _core
+    from bitwright.artifact.read import Artifact
 
 
 @dataclass
@@ -123,13 +125,38 @@ def build(model: Any, threads: int = 0, fine_cache: bool = False) -> Engine:
 
     0 threads: all cores this process may use. Keys and values are cached in 8 bits, or in 15 with `fine_cache`.
     """
+    _require(model.config)
+    return _engine(read_plan(model.config, ModuleWeights(model), fine_cache), threads)
+
+
+def open_engine(artifact: Artifact, threads: int = 0, fine_cache: bool = False) -> Engine:
+    """The engine of an artifact, without the modules of its model; else as `build`.
+
+    `BadArtifact` where config.json and tensors contradict each other.
+    """
+    from bitwright.runtime.load import UNBUILDABLE, not_a_model, read_config
+
+    config = read_config(artifact.config)
+    try:
+        _require(config)
+        weights = StoredWeights(artifact, config.tie_word_embeddings)
+        plan = read_plan(config, weights, fine_cache)
+        weights.finish()
+        return _engine(plan, threads)
+    except UNBUILDABLE as error:
+        raise not_a_model(error) from None
+
+
+def _require(config: Any) -> None:
     usable, reason = native.available()
-    refused = refusal(model.config) if usable else reason
+    refused = refusal(config) if usable else reason
     if refused is not None:
         raise Refused(f"the compiled engine cannot run this model ({refused}).")
+
+
+def _engine(plan: Plan, threads: int) -> Engine:
     from bitwright import _core
 
-    plan = read_plan(model, fine_cache)
     return Engine(
         _core.Engine(plan, threads),
         plan.positions,

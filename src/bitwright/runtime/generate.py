@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from bitwright.errors import BadField, BadInput, Refused
 from bitwright.runtime import native
-from bitwright.runtime.engine import Compiled, Engine, build
+from bitwright.runtime.engine import Compiled, Engine, build, open_engine
 from bitwright.runtime.linear import Activations, QLinear
 from bitwright.runtime.plan import refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bitwright.artifact.read import Artifact
 
 EngineChoice = Literal["auto", "native", "torch"]
 
@@ -43,14 +45,14 @@ GREEDY = Sampling()
 class Generator:
     """A model that continues texts: in the compiled engine if there is one, else in torch; `why` tells the reason."""
 
-    model: PreTrainedModel
-    engine: Engine | None
+    runs: Engine | PreTrainedModel
+    ends: frozenset[int]  # tokens that the model's settings name as the end of a text
     why: str
 
     @property
     def module(self) -> nn.Module:
         """What maps ids int64 [B, T] to an object with `.logits` [B, T, V]."""
-        return self.model if self.engine is None else Compiled(self.engine)
+        return Compiled(self.runs) if isinstance(self.runs, Engine) else self.runs
 
     def tokens(
         self, ids: Sequence[int], limit: int, sampling: Sampling = GREEDY, stop: frozenset[int] = frozenset()
@@ -59,19 +61,40 @@ class Generator:
 
         `BadInput` if `ids` is empty or longer than the model reads.
         """
-        if self.engine is None:
-            return torch_tokens(self.model, ids, limit, sampling, stop)
+        if not isinstance(self.runs, Engine):
+            return torch_tokens(self.runs, ids, limit, sampling, stop)
         t, p, seed = sampling.temperature, sampling.top_p, sampling.seed
-        return self.engine.tokens(ids, limit, temperature=t, top_p=p, seed=seed, stop=stop)
+        return self.runs.tokens(ids, limit, temperature=t, top_p=p, seed=seed, stop=stop)
 
 
 def generator(model: PreTrainedModel, choice: EngineChoice = "auto") -> Generator:
     """How to generate with a model. "native" insists on the compiled engine: `Refused` says why it cannot run this."""
+    ends = _tokens(getattr(model.generation_config, "eos_token_id", None))
     reason = why_torch(model.config, {m.activations for m in model.modules() if isinstance(m, QLinear)}, choice)
     if reason is not None:
-        return Generator(model, None, reason)
-    engine = build(model, torch.get_num_threads(), fine_cache=True)
-    return Generator(model, engine, f"compiled engine, {native.level()} kernels")
+        return Generator(model, ends, reason)
+    return Generator(build(model, torch.get_num_threads(), fine_cache=True), ends, _compiled())
+
+
+def open_generator(artifact: Artifact, activations: Activations, choice: EngineChoice = "auto") -> Generator:
+    """`generator` of an artifact, which the compiled engine reads without the modules of the model."""
+    from bitwright.runtime.load import load_artifact, read_config
+
+    config = read_config(artifact.config)
+    if why_torch(config, {activations}, choice) is not None:
+        return generator(load_artifact(artifact, activations), choice)
+    settings = artifact.generation_config
+    ends = _tokens(config.eos_token_id if settings is None else settings.get("eos_token_id"))
+    return Generator(open_engine(artifact, torch.get_num_threads(), fine_cache=True), ends, _compiled())
+
+
+def _compiled() -> str:
+    return f"compiled engine, {native.level()} kernels"
+
+
+def _tokens(configured: Any) -> frozenset[int]:
+    found = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in found if isinstance(token, int))
 
 
 def why_torch(config: Any, activations: Set[Activations], choice: EngineChoice) -> str | None:
@@ -107,7 +130,8 @@ def stream(
 ) -> Iterator[str]:
     """The text that follows `ids`: one piece a token, empty while a character is incomplete."""
     text = _Text(tokenizer)
-    for token in speaker.tokens(ids, max_tokens, sampling, stop_tokens(speaker.model, tokenizer)):
+    ends = speaker.ends | _tokens(tokenizer.eos_token_id)
+    for token in speaker.tokens(ids, max_tokens, sampling, ends):
         yield text.add(token)
     yield text.rest()
 
@@ -133,13 +157,6 @@ def torch_tokens(
             return
         yield token
         new, cache = torch.tensor([[token]]), out.past_key_values
-
-
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a text, as generation config and tokenizer name them."""
-    configured: Any = getattr(model.generation_config, "eos_token_id", None)
-    found = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(token) for token in [*found, tokenizer.eos_token_id] if token is not None)
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:

@@ -31,9 +31,14 @@ def load(path: str | Path, activations: Activations = "int8") -> PreTrainedModel
     `activations` "int8" is what kernels compute; "float" multiplies by decoded weights.
     """
     from bitwright.artifact.read import open_artifact
+
+    return load_artifact(open_artifact(Path(path)), activations)
+
+
+def load_artifact(artifact: Artifact, activations: Activations = "int8") -> PreTrainedModel:
+    """`load` of an opened folder."""
     from bitwright.runtime.pretrained import mark_quantized
 
-    artifact = open_artifact(Path(path))
     model = assemble(artifact.config, artifact.quantization, artifact.formats, artifact.tensor, artifact.kept)
     set_activations(model, activations)
     mark_quantized(model, artifact.quantization)
@@ -83,7 +88,7 @@ def read_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(config["model_type"], **own)
     except UNBUILDABLE as error:
-        raise _not_a_model(error) from None
+        raise not_a_model(error) from None
 
 
 def _skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -92,10 +97,11 @@ def _skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
     try:
         return skeleton(read_config(config))
     except UNBUILDABLE as error:
-        raise _not_a_model(error) from None
+        raise not_a_model(error) from None
 
 
-def _not_a_model(error: Exception) -> BadArtifact:
+def not_a_model(error: Exception) -> BadArtifact:
+    """What to say of one of `UNBUILDABLE`."""
     return BadArtifact(f"config.json describes no model that can be built ({error}): copy the artifact again.")
 
 

@@ -1,17 +1,14 @@
-"""A decoder language model as the compiled engine runs it, read off a transformers model."""
+"""A decoder language model as the compiled engine runs it: read off its config, whoever holds the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
-
-from bitwright.errors import Refused
-from bitwright.runtime import native
-from bitwright.runtime.linear import Packed, QEmbedding, QLinear, TiedHead
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from bitwright import _core
@@ -21,6 +18,9 @@ if TYPE_CHECKING:
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the length of the text
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+FOUR_NORMS = ("gemma2", "gemma3_text")  # also behind attention and feed-forward
+HEAD_NORMS = ("qwen3", "gemma3_text")  # of queries and keys
+WINDOWS = ("qwen2", "qwen3", "gemma2", "gemma3_text")  # in layers of their choice; all layers of mistral have one
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,19 @@ class Plan:
         yield self.head
 
 
+class Weights(Protocol):
+    """Weights by the names that modules have in transformers. `BadArtifact` where there is none."""
+
+    def product(self, name: str, bias: Tensor | None) -> Weight:
+        """The weight of a linear layer, float32 [R] `bias` included."""
+
+    def table(self, name: str) -> _core.Matrix | Tensor:
+        """An embedding, packed or float32 [V, C]."""
+
+    def vector(self, name: str) -> Tensor:
+        """A parameter of one dimension in float32."""
+
+
 def weight_bytes(weight: Weight) -> int:
     """Bytes read for one token."""
     return sum(t.nbytes for t in weight if t is not None) if isinstance(weight, tuple) else weight.nbytes
@@ -100,111 +113,107 @@ def refusal(config: Any) -> str | None:
     return None
 
 
-def read_plan(model: nn.Module, fine_cache: bool) -> Plan:
-    """The plan of a causal language model that `refusal` has nothing against."""
-    return _Reader(model, fine_cache).plan()
+def read_plan(config: Any, weights: Weights, fine_cache: bool) -> Plan:
+    """The plan of a causal language model whose transformers config `refusal` has nothing against."""
+    kinds = _rope_kinds(config)
+    gemma, head_dim = _gemma(config), _head_dim(config)
+    return Plan(
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        ffn=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        positions=config.max_position_embeddings,
+        eps=config.rms_norm_eps,
+        embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
+        attention_scale=getattr(config, "query_pre_attn_scalar", head_dim) ** -0.5,
+        attention_cap=getattr(config, "attn_logit_softcapping", None) or 0.0,
+        logit_cap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        gelu=_activation(config) != "silu",
+        fine_cache=fine_cache,
+        frequencies=[frequencies for frequencies, _ in kinds.values()],
+        rope_scales=[factor for _, factor in kinds.values()],
+        layers=[_layer(config, weights, i, list(kinds)) for i in range(config.num_hidden_layers)],
+        norm=_norm(config, weights, "model.norm"),
+        embedding=weights.table("model.embed_tokens"),
+        head=weights.product("lm_head", None),
+    )
+
+
+def _layer(config: Any, weights: Weights, index: int, kinds: list[str]) -> Layer:
+    def norm(name: str, there: bool) -> Tensor | None:
+        return _norm(config, weights, f"model.layers.{index}.{name}") if there else None
+
+    def product(name: str) -> Weight:
+        full = f"model.layers.{index}.{name}"
+        return weights.product(full, weights.vector(f"{full}.bias") if _has_bias(config, name) else None)
+
+    family = config.model_type
+    four, heads = family in FOUR_NORMS, family in HEAD_NORMS
+    kind = config.layer_types[index] if family in WINDOWS else ""
+    windowed = family == "mistral" or kind == "sliding_attention"
+    return Layer(
+        q=product("self_attn.q_proj"),
+        k=product("self_attn.k_proj"),
+        v=product("self_attn.v_proj"),
+        o=product("self_attn.o_proj"),
+        gate=product("mlp.gate_proj"),
+        up=product("mlp.up_proj"),
+        down=product("mlp.down_proj"),
+        before_attention=_norm(config, weights, f"model.layers.{index}.input_layernorm"),
+        after_attention=norm("post_attention_layernorm", four),
+        before_ffn=_norm(
+            config, weights, f"model.layers.{index}.{'pre_feedforward' if four else 'post_attention'}_layernorm"
+        ),
+        after_ffn=norm("post_feedforward_layernorm", four),
+        q_norm=norm("self_attn.q_norm", heads),
+        k_norm=norm("self_attn.k_norm", heads),
+        window=(config.sliding_window or 0) if windowed else 0,
+        rope=kinds.index(kind) if kind in kinds else 0,
+    )
+
+
+def _has_bias(config: Any, name: str) -> bool:
+    part, _, leaf = name.partition(".")
+    if config.model_type == "qwen2":
+        return leaf in ("q_proj", "k_proj", "v_proj")
+    return bool(getattr(config, "attention_bias" if part == "self_attn" else "mlp_bias", False))
+
+
+def _norm(config: Any, weights: Weights, name: str) -> Tensor:
+    weight = weights.vector(f"{name}.weight")
+    return (weight + 1 if _gemma(config) else weight).contiguous()
 
 
 def _activation(config: Any) -> str:
     return str(getattr(config, "hidden_activation", None) or config.hidden_act)
 
 
-class _Reader:
-    def __init__(self, model: Any, fine_cache: bool) -> None:
-        self.model = model
-        self.fine_cache = fine_cache
-        self.config = model.config
-        self.gemma = self.config.model_type.startswith("gemma")
-        self.matrices: dict[int, _core.Matrix] = {}  # by address of the codes: a tied head shares its table's
+def _gemma(config: Any) -> bool:
+    return str(config.model_type).startswith("gemma")
 
-    def plan(self) -> Plan:
-        config, body = self.config, self.model.model
-        attention = body.layers[0].self_attn
-        kinds = self._rope_kinds()
-        embedding, scale = self._embedding(body.embed_tokens)
-        return Plan(
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=attention.head_dim,
-            ffn=config.intermediate_size,
-            vocabulary=config.vocab_size,
-            positions=config.max_position_embeddings,
-            eps=config.rms_norm_eps,
-            embedding_scale=scale,
-            attention_scale=attention.scaling,
-            attention_cap=getattr(config, "attn_logit_softcapping", None) or 0.0,
-            logit_cap=getattr(config, "final_logit_softcapping", None) or 0.0,
-            gelu=_activation(config) != "silu",
-            fine_cache=self.fine_cache,
-            frequencies=[frequencies for frequencies, _ in kinds.values()],
-            rope_scales=[factor for _, factor in kinds.values()],
-            layers=[self._layer(layer, i, list(kinds)) for i, layer in enumerate(body.layers)],
-            norm=self._norm(body.norm),
-            embedding=embedding,
-            head=self._weight(self.model.lm_head),
-        )
 
-    def _rope_kinds(self) -> dict[str, tuple[Tensor, float]]:
-        """Frequencies and scale by kind of layer; the kind "" stands for all."""
-        rotary = self.model.model.rotary_emb
-        kinds = getattr(rotary, "layer_types", None)
-        names = [""] if kinds is None else [f"{kind}_" for kind in kinds]
-        return {
-            name.removesuffix("_"): (
-                getattr(rotary, f"{name}inv_freq").float().contiguous(),
-                float(getattr(rotary, f"{name}attention_scaling")),
-            )
-            for name in names
-        }
+def _head_dim(config: Any) -> int:
+    found: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return found
 
-    def _layer(self, layer: Any, index: int, kinds: list[str]) -> Layer:
-        attention, ffn = layer.self_attn, layer.mlp
-        four_norms = hasattr(layer, "pre_feedforward_layernorm")
-        kind = getattr(attention, "layer_type", None) or getattr(layer, "attention_type", None)
-        window = getattr(attention, "sliding_window", None)
-        if self.config.model_type == "mistral":
-            window = self.config.sliding_window
-        return Layer(
-            q=self._weight(attention.q_proj),
-            k=self._weight(attention.k_proj),
-            v=self._weight(attention.v_proj),
-            o=self._weight(attention.o_proj),
-            gate=self._weight(ffn.gate_proj),
-            up=self._weight(ffn.up_proj),
-            down=self._weight(ffn.down_proj),
-            before_attention=self._norm(layer.input_layernorm),
-            after_attention=self._norm(layer.post_attention_layernorm) if four_norms else None,
-            before_ffn=self._norm(layer.pre_feedforward_layernorm if four_norms else layer.post_attention_layernorm),
-            after_ffn=self._norm(layer.post_feedforward_layernorm) if four_norms else None,
-            q_norm=self._norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-            k_norm=self._norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-            window=window or 0,
-            rope=kinds.index(kind) if kind in kinds else 0,
-        )
 
-    def _norm(self, module: Any) -> Tensor:
-        weight: Tensor = module.weight.detach().float()
-        return (weight + 1 if self.gemma else weight).contiguous()
+def _rope_kinds(config: Any) -> dict[str, tuple[Tensor, float]]:
+    """Frequencies and scale by kind of layer; the kind "" stands for all."""
+    if "rope_type" in config.rope_parameters:
+        return {"": _frequencies(config, config.rope_parameters, {})}
+    return {
+        kind: _frequencies(config, config.rope_parameters[kind], {"layer_type": kind})
+        for kind in sorted(set(config.layer_types))
+    }
 
-    def _weight(self, module: nn.Module) -> Weight:
-        if isinstance(module, QLinear):
-            return self._matrix(module, module.bias)
-        if not isinstance(module, nn.Linear):
-            raise Refused(f"the compiled engine has no step for a {type(module).__name__}: use --engine torch.")
-        bias = None if module.bias is None else module.bias.detach().float().contiguous()
-        return module.weight.detach().float().contiguous(), bias
 
-    def _embedding(self, module: nn.Module) -> tuple[_core.Matrix | Tensor, float]:
-        if isinstance(module, QEmbedding):
-            return self._matrix(module, None), module.scale
-        scale = getattr(module, "embed_scale", None)
-        assert isinstance(module, nn.Embedding)
-        return module.weight.detach().float().contiguous(), 1.0 if scale is None else float(scale)
+def _frequencies(config: Any, rope: dict[str, Any], layer: dict[str, str]) -> tuple[Tensor, float]:
+    if rope["rope_type"] == "default":
+        dim = _head_dim(config)
+        return 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)), 1.0
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    def _matrix(self, module: Packed, bias: Tensor | None) -> _core.Matrix:
-        key = module.planes["weight"].data_ptr()
-        if isinstance(module, QEmbedding | TiedHead) and key in self.matrices:
-            return self.matrices[key]
-        self.matrices[key] = native.native_matrix(module.terms(), module.shape, bias).core
-        return self.matrices[key]
+    frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, **layer)
+    return frequencies.float().contiguous(), float(scale)

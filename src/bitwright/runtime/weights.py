@@ -1,0 +1,99 @@
+"""Where the compiled engine finds the weights of a plan: in the modules of a model, or straight in an artifact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from bitwright.errors import BadArtifact, Refused
+from bitwright.runtime import native
+from bitwright.runtime.linear import Packed, QEmbedding, QLinear, TiedHead
+
+if TYPE_CHECKING:
+    from bitwright import _core
+    from bitwright.artifact.read import Artifact
+    from bitwright.runtime.plan import Weight
+
+
+class ModuleWeights:
+    """Those of a loaded model. Fits `plan.Weights`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._tables: dict[int, _core.Matrix] = {}  # by address of the codes: a tied head shares its table's
+
+    def product(self, name: str, bias: Tensor | None) -> Weight:
+        """Packed layers as they are, float ones in float32; `Refused` for modules that are neither."""
+        module = self._model.get_submodule(name)
+        if isinstance(module, QLinear):
+            return self._matrix(module, bias)
+        if not isinstance(module, nn.Linear):
+            raise Refused(f"the compiled engine has no step for a {type(module).__name__}: use --engine torch.")
+        return module.weight.detach().float().contiguous(), bias
+
+    def table(self, name: str) -> _core.Matrix | Tensor:
+        """An embedding, packed or float32."""
+        module = self._model.get_submodule(name)
+        if isinstance(module, QEmbedding):
+            return self._matrix(module, None)
+        return self.vector(f"{name}.weight")
+
+    def vector(self, name: str) -> Tensor:
+        """Any parameter in float32."""
+        return self._model.get_parameter(name).detach().float().contiguous()
+
+    def _matrix(self, module: Packed, bias: Tensor | None) -> _core.Matrix:
+        key = module.planes["weight"].data_ptr()
+        if not isinstance(module, QEmbedding | TiedHead):
+            return native.native_matrix(module.terms(), module.shape, bias).core
+        if key not in self._tables:
+            self._tables[key] = native.native_matrix(module.terms(), module.shape, None).core
+        return self._tables[key]
+
+
+class StoredWeights:
+    """Those of an artifact; `tied` says that a head without a weight is the embedding. Fits `plan.Weights`."""
+
+    def __init__(self, artifact: Artifact, tied: bool) -> None:
+        self._artifact = artifact
+        self._packed = {weight.name: weight for weight in artifact.weights()}
+        self._kept = frozenset(artifact.kept)
+        self._tied = {**({"lm_head": "model.embed_tokens"} if tied else {}), **dict(artifact.quantization.tied)}
+        self._unused = {*self._packed, *self._kept}
+        self._tables: dict[str, _core.Matrix] = {}
+
+    def product(self, name: str, bias: Tensor | None) -> Weight:
+        """Packed weights as views of the file, float ones in float32."""
+        if name not in self._packed and f"{name}.weight" not in self._kept and name in self._tied:
+            table = self.table(self._tied[name])
+            return (table, None) if isinstance(table, Tensor) else table
+        return self._matrix(name, bias) if name in self._packed else (self.vector(f"{name}.weight"), bias)
+
+    def table(self, name: str) -> _core.Matrix | Tensor:
+        """An embedding, packed or float32."""
+        if name not in self._packed:
+            return self.vector(f"{name}.weight")
+        if name not in self._tables:
+            self._tables[name] = self._matrix(name, None)
+        return self._tables[name]
+
+    def vector(self, name: str) -> Tensor:
+        """Any tensor that is not packed, in float32."""
+        if name not in self._kept:
+            raise BadArtifact(f"the artifact holds no {name}: write it again.")
+        self._unused.discard(name)
+        return self._artifact.tensor(name).float().contiguous()
+
+    def finish(self) -> None:
+        """`BadArtifact` if something was asked for by nobody."""
+        if self._unused:
+            raise BadArtifact(f"the artifact holds {min(self._unused)}, which the model has no place for.")
+
+    def _matrix(self, name: str, bias: Tensor | None) -> _core.Matrix:
+        weight = self._packed[name]
+        if len(weight.shape) != 2:
+            raise BadArtifact(f"{name} is stored as {list(weight.shape)}, but config.json makes it a matrix.")
+        self._unused.discard(name)
+        terms = self._artifact.formats[weight.format].terms(self._artifact.planes(name), weight.matrix)
+        return native.native_matrix(terms, weight.matrix, bias).core
