@@ -86,10 +86,16 @@ def allocate(
 
 
 def smallest(
-    units: Sequence[Unit], resource: str, loss: float, side: Side | None = None, time_limit: float = 60.0
+    units: Sequence[Unit],
+    resource: str,
+    loss: float,
+    side: Side | None = None,
+    budgets: Sequence[Budget] = (),
+    time_limit: float = 60.0,
 ) -> Allocation:
-    """The least total of a resource with a sum of losses of at most `loss`; among those, the least loss."""
-    unlimited = build(units, [Budget(resource)], side or Side())
+    """The least total of a resource with a sum of losses of at most `loss`, within budgets of other resources; among
+    those, the least loss."""
+    unlimited = build(units, [Budget(resource), *budgets], side or Side())
     limit = Row("loss", unlimited.loss * (LOSS_UNITS / max(loss, 1e-30)), -np.inf, LOSS_UNITS * (1 + 1e-9))
     costs = unlimited.rows[0].weights
     swapped = Problem(unlimited.classes, unlimited.labels, unlimited.owner, costs, (limit, *unlimited.rows[1:]))
@@ -97,7 +103,7 @@ def smallest(
     if solved is None:
         raise _infeasible(swapped)
     least = int(costs[solved.chosen].sum())
-    return allocate(units, [Budget(resource, least)], side, time_limit=time_limit)
+    return allocate(units, [Budget(resource, least), *budgets], side, time_limit=time_limit)
 
 
 def frontier(

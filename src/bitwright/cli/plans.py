@@ -51,10 +51,16 @@ def save(plan: Plan, path: Path | None) -> None:
 
 def decided(told: dict[str, Any]) -> str:
     """What the allocator expects, and what one format for all blocks would have cost."""
-    here = f"predicted KL divergence {told['loss']:.3g} a token (score {told['score']})"
+    here = f"predicted KL divergence {told['loss']:.3g} a token (score {told['score']}){_speed(told, '')}"
     if told["uniform"] is None:
         return f"{here}; no single format for all blocks fits"
-    return f"{here}; one format for all blocks, {told['uniform']}: {told['uniform_loss']:.3g} at this size"
+    there = f"{told['uniform_loss']:.3g}{_speed(told, 'uniform_')}"
+    return f"{here}; one format for all blocks, {told['uniform']}: {there} within the same limits"
+
+
+def _speed(told: dict[str, Any], of: str) -> str:
+    rate = told[f"{of}tokens_per_second"]
+    return "" if rate is None else f", {rate:.0f} tokens/s here"
 
 
 def _print_shares(shares: list[dict[str, Any]]) -> None:
@@ -140,6 +146,7 @@ def print_plan(told: dict[str, Any]) -> None:
     if told["decision"]:
         _print_shares(told["decision"]["shares"])
         print(decided(told["decision"]))
+        print(f"{told['decision']['bit_operations'] / 1e9:.4g} giga bit operations a token")
     print(costs(told["estimated_seconds"], told["estimated_peak_bytes"], told["calibration"]))
     if told["caution"]:
         print(f"caution: {told['caution']}")

@@ -49,6 +49,13 @@ def quantize(
     max_kl: Annotated[
         float | None, typer.Option(help="Smallest files with at most this predicted KL divergence a token (nats).")
     ] = None,
+    min_speed: Annotated[
+        float | None,
+        typer.Option(metavar="TOKENS/S", help="At least this fast on this machine, alone or with a target."),
+    ] = None,
+    max_bops: Annotated[
+        float | None, typer.Option(metavar="GIGA", help="Most bit operations a token, in thousands of millions.")
+    ] = None,
     score: Annotated[
         str | None, typer.Option(help="What decides where bits matter; default: as the recipe says.")
     ] = None,
@@ -80,8 +87,9 @@ def quantize(
         raise BadInput(f"--quality decides by itself: leave out {next(name for name in taken if taken[name])}.")
     job = make_job(
         model=model, out=out or Path("not-written"), recipe=recipe or "gptq", bits=bits,
-        target_bytes=_size(target_size), target_bpw=target_bpw, max_kl=max_kl, score=score, plan=plan,
-        settings=settings or [], data=data, tokens=tokens, length=length, seed=seed,
+        target_bytes=_size(target_size), target_bpw=target_bpw, max_kl=max_kl,
+        min_speed=min_speed, max_bit_operations=None if max_bops is None else round(max_bops * 1e9),
+        score=score, plan=plan, settings=settings or [], data=data, tokens=tokens, length=length, seed=seed,
         max_memory=_bytes(max_memory), threads=threads,
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
@@ -112,14 +120,17 @@ def make_job(*, settings: list[str], **fields: Any) -> Job:
         "max_kl": "max-kl",
         "plan": "plan",
     }
+    limits = {"min_speed": "min-speed", "max_bit_operations": "max-bops"}  # go with any target
     given = [f"--{option}" for field, option in names.items() if fields.get(field) is not None]
+    if {"--bits", "--plan"} & set(given):
+        given += [f"--{option}" for field, option in limits.items() if fields.get(field) is not None]
     if len(given) > 1:
         raise BadInput(f"{' and '.join(given)} both decide the formats: give one of them.")
     try:
         return Job(settings=parse(settings), **fields)
     except ValidationError as error:
         first = error.errors()[0]
-        option = names.get(str(first["loc"][0]), str(first["loc"][0]).replace("_", "-"))
+        option = (names | limits).get(str(first["loc"][0]), str(first["loc"][0]).replace("_", "-"))
         raise BadInput(f"--{option} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}.") from None
 
 
@@ -191,6 +202,7 @@ def summary(job: Job, result: Result, out: Path) -> dict[str, Any]:
         "verification": manifest.verification,
         "decision": None if result.decision is None else asdict(result.decision),
         "kl_on_calibration_text": result.divergence,
+        "tokens_per_second": result.tokens_per_second,
         "tuning": tuning,
         "unseen_experts": list(result.unseen),
         "layer_errors": result.errors,
@@ -208,6 +220,11 @@ def print_summary(told: dict[str, Any]) -> None:
         print(
             f"KL divergence from the float model on calibration text: {told['kl_on_calibration_text']:.3g} a token, "
             f"predicted {told['decision']['loss']:.3g}"
+        )
+    if told["tokens_per_second"] is not None:
+        print(
+            f"{told['tokens_per_second']:.0f} tokens/s behind a short context, "
+            f"predicted {told['decision']['tokens_per_second']:.0f}"
         )
     if told["tuning"]:
         print(distilled(told["tuning"]))

@@ -1,4 +1,4 @@
-"""A format for every tensor from a table of sensitivities, under a budget of bytes or of loss."""
+"""A format for every tensor from a table of sensitivities, under limits of bytes, of time or of loss."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from bitwright.allocate.choose import Allocation, Infeasible, allocate, option_of, smallest
+from bitwright.allocate.choose import Allocation, Infeasible, Method, allocate, option_of, smallest
 from bitwright.allocate.problem import Budget, Side, Unit
 from bitwright.engine.job import Job
-from bitwright.engine.units import TABLES, UNIFORM, Shapes, Units, make_units, stored_bytes
+from bitwright.engine.units import (
+    BIT_OPERATIONS,
+    BYTES,
+    NANOSECONDS,
+    TABLES,
+    UNIFORM,
+    Shapes,
+    Units,
+    bit_operations,
+    make_units,
+    stored_bytes,
+)
 from bitwright.errors import Refused
 from bitwright.protocols import Format, Menu, Recipe
 from bitwright.sensitivity.scores import DIVERGENCES
@@ -20,6 +31,7 @@ from bitwright.spec import label
 
 if TYPE_CHECKING:
     from bitwright.engine.plan import Plan
+    from bitwright.engine.speed import Latency
 
 TRIES = 6  # until the header, which depends on the choice, fits too
 
@@ -40,7 +52,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the allocator chose, and what one format for all blocks would have cost at the same size.
+    """What the allocator chose, and what one format for all blocks would have cost within the same limits.
 
     Losses are predicted KL divergences in nats a token, whatever score chose. `price`: KL that one more MB would save.
     """
@@ -49,9 +61,27 @@ class Decision:
     loss: float
     gap: float
     price: float
+    bit_operations: int  # a token: multiply-adds x bits of a code x bits of an activation
+    tokens_per_second: float | None  # predicted; None where speed was not asked for
     uniform: str | None  # its format; None where no single format fits
     uniform_loss: float | None
+    uniform_tokens_per_second: float | None
     shares: tuple[Share, ...]
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What every choice costs beside its units: headers and fixed tensors, and the step of the engine around them."""
+
+    bytes: int
+    bit_operations: int
+    nanoseconds: int | None  # None where speed was not asked for
+
+    def speed(self, allocation: Allocation) -> float | None:
+        """Tokens a second of a choice."""
+        if self.nanoseconds is None:
+            return None
+        return 1e9 / max(self.nanoseconds + allocation.totals[NANOSECONDS], 1)
 
 
 def decide(
@@ -62,49 +92,70 @@ def decide(
     shapes: Shapes,
     tables: Shapes,
     planned: Callable[[Recipe], Plan],
+    timed: Callable[[Shapes, Shapes], Latency],
 ) -> tuple[Plan, Decision]:
-    """The plan with the chosen formats. `shapes` of block weights and of embedding and head, in order of use."""
+    """The plan with the chosen formats. `shapes` of block weights and of embedding and head, in order of use.
+
+    `timed` measures the products of blocks and of a head that is chosen too; it is asked where speed counts.
+    """
     score = job.score or menu.score
     free = bool(tables) and bool(menu.tables) and job.target_bpw is None and recipe.embedding is not None
     chosen = shapes | tables if free else shapes
-    units = make_units(score, menu, table, shapes, tables if free else {})
     formats = {label(fmt): fmt for fmt in (*menu.formats, *menu.tables)}
     base = planned(recipe)
-    # Headers, and tensors that stay as they are; the choice changes the headers a little.
-    overhead = base.file_bytes - sum(stored_bytes(base.formats[name], shape) for name, shape in chosen.items())
+    latency = timed(shapes, head_of(tables) if free else {}) if job.min_speed else None
+    units = make_units(score, menu, table, shapes, tables if free else {}, latency)
+    rest = Rest(
+        # The choice changes the headers a little.
+        base.file_bytes - sum(stored_bytes(base.formats[name], shape) for name, shape in chosen.items()),
+        sum(bit_operations(base.formats[n], s) for n, s in head_of(tables).items() if n in base.formats and not free),
+        None if latency is None else latency.rest,
+    )
     for _ in range(TRIES):
-        allocation, uniform = _solve(units, job, menu, score, _limit(job, shapes, overhead), free)
+        allocation, uniform = _solve(units, job, menu, score, _budgets(job, shapes, rest), rest, free)
         plan = planned(_recipe(recipe, allocation, formats, shapes))
         if job.target_bytes is None or plan.file_bytes <= job.target_bytes:
-            return plan, _decision(score, units, allocation, uniform)
-        overhead += plan.file_bytes - job.target_bytes
+            return plan, _decision(score, units, allocation, uniform, rest)
+        rest = replace(rest, bytes=rest.bytes + plan.file_bytes - job.target_bytes)
     raise Refused(f"no choice of formats came out below {job.target_bytes:,} bytes: give a little more.")
 
 
-def _limit(job: Job, shapes: Shapes, overhead: int) -> int | None:
-    """Bytes that the units may take in all."""
+def head_of(tables: Shapes) -> Shapes:
+    """The matrix that makes logits: the last of embedding and head."""
+    return dict(list(tables.items())[-1:])
+
+
+def _budgets(job: Job, shapes: Shapes, rest: Rest) -> list[Budget]:
+    """What the units may take in all."""
+    found = []
+    if job.target_bytes is not None:
+        found.append(Budget(BYTES, job.target_bytes - rest.bytes))
     if job.target_bpw is not None:
-        return int(job.target_bpw * sum(prod(shape) for shape in shapes.values()) / 8)
-    return None if job.target_bytes is None else job.target_bytes - overhead
+        found.append(Budget(BYTES, int(job.target_bpw * sum(prod(shape) for shape in shapes.values()) / 8)))
+    if job.min_speed is not None and rest.nanoseconds is not None:
+        found.append(Budget(NANOSECONDS, int(1e9 / job.min_speed) - rest.nanoseconds))
+    if job.max_bit_operations is not None:
+        found.append(Budget(BIT_OPERATIONS, job.max_bit_operations - rest.bit_operations))
+    return found
 
 
 def _solve(
-    units: Units, job: Job, menu: Menu, score: str, limit: int | None, free: bool
+    units: Units, job: Job, menu: Menu, score: str, budgets: list[Budget], rest: Rest, free: bool
 ) -> tuple[Allocation, Allocation | None]:
     """The choice, and the best one with a single format for all blocks (None if none fits)."""
-    together = Side(ties=(units.blocks,))
-    if job.max_kl is not None:
-        return smallest(units.told_by, "bytes", job.max_kl), _unless_impossible(
-            lambda: smallest(units.told_by, "bytes", job.max_kl or 0.0, together)
-        )
-    budgets = [Budget("bytes", limit)]
-    uniform = _unless_impossible(lambda: allocate(units.told_by, budgets, together))
+
+    def best(units: list[Unit], side: Side, method: Method = "auto") -> Allocation:
+        if job.max_kl is not None:
+            return smallest(units, BYTES, job.max_kl, side, budgets)
+        return allocate(units, budgets, side, method=method)
+
+    uniform = _unless_impossible(lambda: best(units.told_by, Side(ties=(units.blocks,))))
     side = Side()
     if score == UNIFORM:
         if uniform is None:
             raise Refused(f"{_asked(job)} cannot be reached with one format for all blocks: choose another score.")
         return uniform, uniform
-    if free and score not in DIVERGENCES:
+    if free and score not in DIVERGENCES and job.max_kl is None:
         # Losses of layers and of the embedding have no common unit: it is stored as in the best uniform file.
         if uniform is None:
             raise Refused(f"no single format fits, which the score {score} starts from: choose another score.")
@@ -116,13 +167,44 @@ def _solve(
                 ties.setdefault(tag, []).append(unit.name)
         side = replace(side, ties=tuple(map(tuple, ties.values())))
     try:
-        return allocate(units.chosen_by, budgets, side, method="rank" if menu.rank else "auto"), uniform
+        chosen_by = units.told_by if job.max_kl is not None else units.chosen_by
+        return best(chosen_by, side, "rank" if menu.rank else "auto"), uniform
     except Infeasible as error:
-        raise Refused(f"{_asked(job)} cannot be reached with the formats of this recipe: {error}") from None
+        raise Refused(
+            f"{_asked(job)} cannot be reached with the formats of this recipe: {_why(job, units, rest, error)}"
+        ) from None
+
+
+def _why(job: Job, units: Units, rest: Rest, error: Infeasible) -> str:
+    """What falls short, and by how much; of speed and operations in the units that were asked for."""
+    told = []
+    for resource, short in error.lacks.items():
+        least = sum(min(option.costs.get(resource, 0) for option in unit.options) for unit in units.told_by)
+        if resource == NANOSECONDS and rest.nanoseconds is not None:
+            fastest, fixed = rest.nanoseconds + least, rest.nanoseconds
+            alone = job.min_speed is not None and 1e9 / max(fastest, 1) < job.min_speed
+            told.append(
+                f"the fastest choice makes {1e9 / max(fastest, 1):,.0f} tokens/s here, {fastest / 1e3:,.0f} us each, "
+                f"{fixed / 1e3:,.0f} of them attention, norms and waiting"
+                if alone
+                else f"within the other limits a token takes {short / 1e3:,.1f} us too long"
+            )
+        elif resource == BIT_OPERATIONS:
+            told.append(
+                f"{short / 1e9:.4g} giga bit operations too few (at least {(least + rest.bit_operations) / 1e9:.4g})"
+            )
+    return "; ".join(told) + "." if told else str(error)
 
 
 def _asked(job: Job) -> str:
-    return f"{job.target_bpw} bits a weight" if job.target_bytes is None else f"a file of {job.target_bytes / 1e6:g} MB"
+    asked = {
+        f"a file of {(job.target_bytes or 0) / 1e6:g} MB": job.target_bytes,
+        f"{job.target_bpw} bits a weight": job.target_bpw,
+        f"a divergence of {job.max_kl}": job.max_kl,
+        f"{job.min_speed} tokens/s": job.min_speed,
+        f"{(job.max_bit_operations or 0) / 1e9:g} giga bit operations a token": job.max_bit_operations,
+    }
+    return " with ".join(text for text, given in asked.items() if given is not None)
 
 
 def _unless_impossible(make: Callable[[], Allocation]) -> Allocation | None:
@@ -141,14 +223,17 @@ def _recipe(recipe: Recipe, allocation: Allocation, formats: dict[str, Format], 
     return replace(recipe, format=common, rules=rules, keep=(), embedding=embedding)
 
 
-def _decision(score: str, units: Units, allocation: Allocation, uniform: Allocation | None) -> Decision:
+def _decision(score: str, units: Units, allocation: Allocation, uniform: Allocation | None, rest: Rest) -> Decision:
     return Decision(
         score=score,
         loss=units.divergence(allocation),
         gap=allocation.gap,
-        price=allocation.prices.get("bytes", 0.0) * 1e6,
+        price=allocation.prices.get(BYTES, 0.0) * 1e6,
+        bit_operations=allocation.totals[BIT_OPERATIONS] + rest.bit_operations,
+        tokens_per_second=rest.speed(allocation),
         uniform=None if uniform is None else uniform.choice[units.blocks[0]],
         uniform_loss=None if uniform is None else units.divergence(uniform),
+        uniform_tokens_per_second=None if uniform is None else rest.speed(uniform),
         shares=tuple(_shares(units, allocation, uniform)),
     )
 
@@ -162,6 +247,6 @@ def _shares(units: Units, allocation: Allocation, uniform: Allocation | None) ->
 
         def told(of: Allocation, own: list[Unit] = own, weights: int = weights) -> tuple[float, float]:
             options = [option_of(unit, of.choice[unit.name]) for unit in own]
-            return 8 * sum(option.costs["bytes"] for option in options) / weights, sum(o.loss for o in options)
+            return 8 * sum(option.costs[BYTES] for option in options) / weights, sum(o.loss for o in options)
 
         yield Share(kind, part, weights, *told(allocation), *((None, None) if uniform is None else told(uniform)))

@@ -30,11 +30,11 @@ def frontier(job: Job, points: int, progress: Progress = lambda what, done, of: 
         raise BadInput(f"the recipe {job.recipe} does not spread bits over tensors: choose another one.")
     table = sensitivities(unlimited, menu, source, structure, progress)
     least = smallest_plan(unlimited, menu, source, structure).file_bytes
-    most = make_plan(unlimited, source, structure, table).file_bytes
+    most = make_plan(unlimited, source, structure, table, progress).file_bytes
     plans: dict[int, Plan] = {}  # by size: neighbouring targets can have one answer
     for i in range(points):
         progress("allocating", i, points)
         target = round(least * (most / least) ** (i / (points - 1)))
-        plan = make_plan(job.model_copy(update={"target_bytes": target}), source, structure, table)
+        plan = make_plan(job.model_copy(update={"target_bytes": target}), source, structure, table, progress)
         plans[plan.file_bytes] = plan
     return [plans[size] for size in sorted(plans)]

@@ -19,6 +19,8 @@ class Job(BaseModel):
     target_bytes: int | None = Field(default=None, gt=0)  # of the weight files
     target_bpw: float | None = Field(default=None, gt=0)  # stored bits a weight of the blocks, spread over tensors
     max_kl: float | None = Field(default=None, gt=0)  # predicted, nats a token: the smallest file below it
+    min_speed: float | None = Field(default=None, gt=0)  # predicted tokens a second on this machine, one text
+    max_bit_operations: int | None = Field(default=None, gt=0)  # a token: multiply-adds x code bits x activation bits
     score: str | None = None  # losses of the allocator; None: as the recipe says
     plan: Path | None = None  # a file that names the format of every tensor
     settings: dict[str, str] = {}

@@ -14,11 +14,14 @@ from bitwright.bits import Bits, total
 from bitwright.engine import plan_file, settings
 from bitwright.engine.allocation import Decision, decide
 from bitwright.engine.job import Job
+from bitwright.engine.speed import Latency, latency
+from bitwright.engine.units import Shapes
 from bitwright.errors import Refused, TooFewBits
 from bitwright.protocols import Format, Menu, PlaneSpec, Recipe
 from bitwright.spec import to_spec
 
 if TYPE_CHECKING:
+    from bitwright.engine.quantize import Progress
     from bitwright.models.source import Source
     from bitwright.models.structure import Structure
     from bitwright.sensitivity.table import Table
@@ -56,13 +59,19 @@ class Plan:
         return replace(self, contents=replace(self.contents, origin=origin))
 
 
-def make_plan(job: Job, source: Source, structure: Structure, table: Table | None = None) -> Plan:
+def make_plan(
+    job: Job,
+    source: Source,
+    structure: Structure,
+    table: Table | None = None,
+    progress: Progress = lambda what, done, of: None,
+) -> Plan:
     """The plan of a job: formats from a file, from the allocator given a `table`, or one for all.
 
     Without a table `--target-size` is met by the most bits that fit.
     """
     if job.plan is not None or table is not None:
-        return _mixed(job, source, structure, table)
+        return _mixed(job, source, structure, table, progress)
     shapes = [matrix for _, shape in block_weights(source, structure) for matrix in _matrices(shape)]
 
     def at(bits: float | None) -> Plan:
@@ -107,7 +116,7 @@ def _cheapest(formats: tuple[Format, ...], shape: tuple[int, ...]) -> Format:
     return min(formats, key=lambda fmt: fmt.bits((shape[-2], shape[-1])).total)
 
 
-def _mixed(job: Job, source: Source, structure: Structure, table: Table | None) -> Plan:
+def _mixed(job: Job, source: Source, structure: Structure, table: Table | None, progress: Progress) -> Plan:
     recipe, caution = settings.choose(job.recipe, job.settings, None, [])
     weights = dict(block_weights(source, structure))
 
@@ -120,9 +129,15 @@ def _mixed(job: Job, source: Source, structure: Structure, table: Table | None) 
     menu = settings.menu(job)
     assert menu is not None
     heads = [structure.embedding] + ([structure.head] if structure.head and not structure.tied else [])
-    plan, decision = decide(
-        job, recipe, menu, table, weights, {name: source.shape(name + ".weight") for name in heads}, planned
-    )
+    tables = {name: source.shape(name + ".weight") for name in heads}
+
+    def timed(blocks: Shapes, head: Shapes) -> Latency:
+        def all_in(fmt: Format) -> Plan:
+            return planned(replace(recipe, format=fmt, rules=(), keep=()))
+
+        return latency(job, menu, source, all_in, blocks, head, progress)
+
+    plan, decision = decide(job, recipe, menu, table, weights, tables, planned, timed)
     return replace(plan, decision=decision)
 
 

@@ -26,12 +26,13 @@ from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan, make_plan, refuse_unreachable
 from bitwright.engine.quantize import Progress, Run, block_part, table_part
 from bitwright.engine.verify import verified
-from bitwright.engine.workers import Workers, return_memory_at_once
+from bitwright.engine.workers import Workers, cores, return_memory_at_once
 from bitwright.errors import Refused, WorkFailed
 from bitwright.models.calls import BlockCall, record_calls, same_arguments
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
+from bitwright.runtime.latency import step_seconds
 from bitwright.runtime.load import load, load_float
 from bitwright.sensitivity.measure import TEXT
 from bitwright.sensitivity.perturb import Text, divergence
@@ -52,6 +53,7 @@ class Result:
     unseen: tuple[str, ...]  # experts that no calibration token reached
     decision: Decision | None = None  # of the allocator, if it chose the formats
     divergence: float | None = None  # what it predicted, measured: KL a token on calibration text
+    tokens_per_second: float | None = None  # the same of the speed, where that was asked for
 
 
 Prepared = tuple["Source", "Structure", Plan]
@@ -71,7 +73,8 @@ def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> Prepa
     if any(block.experts for block in structure.blocks):
         return source, structure, _one_format(job, source, structure)
     refuse_unreachable(job, menu, source, structure)
-    return source, structure, make_plan(job, source, structure, sensitivities(job, menu, source, structure, progress))
+    table = sensitivities(job, menu, source, structure, progress)
+    return source, structure, make_plan(job, source, structure, table, progress)
 
 
 def _one_format(job: Job, source: Source, structure: Structure) -> Plan:
@@ -112,7 +115,8 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None, prepare
         errors = _errors(structure, journal)
         journal.remove()
     measured = None if plan.decision is None or ids is None else _divergence(job, ids, progress)
-    return Result(manifest, time.monotonic() - began, errors, tuple(run.unseen), plan.decision, measured)
+    speed = 1 / step_seconds(load(job.out), job.threads or cores()) if job.min_speed is not None else None
+    return Result(manifest, time.monotonic() - began, errors, tuple(run.unseen), plan.decision, measured, speed)
 
 
 def _divergence(job: Job, ids: Tensor, progress: Progress) -> float:

@@ -31,13 +31,16 @@ def choose(
 
 def menu(job: Job) -> Menu | None:
     """What the allocator chooses from; None where the job fixes the formats or the recipe has no choice to offer."""
-    limits = (job.target_bytes, job.target_bpw, job.max_kl)
+    limits = (job.target_bytes, job.target_bpw, job.max_kl, job.min_speed, job.max_bit_operations)
     if job.plan is not None or all(limit is None for limit in limits):
         if job.score is not None:
-            raise BadInput("--score is for the allocator: give --target-size, --target-bpw or --max-kl with it.")
+            raise BadInput(
+                "--score is for the allocator: give it a target such as --target-size, --target-bpw or --max-kl."
+            )
         return None
     found: Menu | None = getattr(registry.load("recipes", job.recipe), "MENU", None)
-    if found is None and (job.target_bytes is None or job.score is not None):
+    spread = job.target_bytes is None or any((job.score, job.min_speed, job.max_bit_operations))
+    if found is None and spread:
         raise BadInput(f"the recipe {job.recipe} does not spread bits over tensors: give --bits or --target-size.")
     if found is not None and job.score in MEASURED and found.reference is None:
         raise BadInput(f"the recipe {job.recipe} has no format to measure groups in: choose another --score.")

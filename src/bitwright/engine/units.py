@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 from bitwright.allocate.choose import Allocation, option_of
 from bitwright.allocate.problem import Option, Unit
@@ -12,7 +14,14 @@ from bitwright.sensitivity.scores import DIVERGENCES, losses
 from bitwright.sensitivity.table import Table, key
 from bitwright.spec import label
 
+if TYPE_CHECKING:
+    from bitwright.engine.speed import Latency
+
+BYTES, NANOSECONDS, BIT_OPERATIONS = "bytes", "nanoseconds", "bit operations"
+"""What options cost: in the file, and for one token on this machine or on any."""
+
 TABLES = "embedding and head"  # their unit
+ACTIVATION_BITS = 8
 UNIFORM = "uniform"  # a score for comparison: one format for all blocks
 Shapes = dict[str, tuple[int, ...]]
 
@@ -32,15 +41,27 @@ class Units:
         return sum(option_of(unit, allocation.choice[unit.name]).loss for unit in self.told_by)
 
 
-def make_units(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shapes) -> Units:
-    """Units of block weights by `shapes`, and one of embedding and head (`tables`, none: they are fixed)."""
+def make_units(
+    score: str, menu: Menu, table: Table, shapes: Shapes, tables: Shapes, latency: Latency | None = None
+) -> Units:
+    """Units of block weights by `shapes`, and one of embedding and head (`tables`, none: they are fixed).
+
+    Options cost bytes, bit operations and, given a `latency`, nanoseconds.
+    """
+
+    def cost(fmt: Format, shapes: Iterable[tuple[int, ...]], multiplied: tuple[int, ...]) -> dict[str, int]:
+        found = {BYTES: sum(stored_bytes(fmt, shape) for shape in shapes)}
+        found[BIT_OPERATIONS] = bit_operations(fmt, multiplied)
+        if latency is not None:
+            found[NANOSECONDS] = latency.products[fmt, (multiplied[-2], multiplied[-1])]
+        return found
 
     def units(by: str) -> list[Unit]:
         lost = losses(table, by, menu.formats, shapes, menu.reference)
         return [
             Unit(
                 name,
-                tuple(Option(label(f), lost[name][label(f)], {"bytes": stored_bytes(f, shape)}) for f in menu.formats),
+                tuple(Option(label(f), lost[name][label(f)], cost(f, [shape], shape)) for f in menu.formats),
                 frozenset({f"block {table.tensors[name].block}"}),
             )
             for name, shape in shapes.items()
@@ -49,7 +70,7 @@ def make_units(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Sha
     whole = []
     if tables:
         options = (
-            Option(label(f), table.tables[key(f)], {"bytes": sum(stored_bytes(f, shape) for shape in tables.values())})
+            Option(label(f), table.tables[key(f)], cost(f, tables.values(), next(reversed(tables.values()))))
             for f in menu.tables
         )
         whole = [Unit(TABLES, tuple(options))]
@@ -64,6 +85,11 @@ def make_units(score: str, menu: Menu, table: Table, shapes: Shapes, tables: Sha
 def _place(group: str) -> tuple[str, int | None]:
     kind, _, part = group.partition(", part ")
     return kind, int(part.split()[0])
+
+
+def bit_operations(fmt: Format, shape: tuple[int, ...]) -> int:
+    """Of one token: every code meets one activation."""
+    return ACTIVATION_BITS * fmt.bits((shape[-2], shape[-1])).codes
 
 
 def stored_bytes(fmt: Format, shape: tuple[int, ...]) -> int:
