@@ -280,7 +280,8 @@ class Menu:
 
 
 class RecipeModule(Protocol):
-    """What a file in `recipes/` defines; one with a `MENU` spreads `--target-size` and `--target-bpw` over tensors."""
+    """What a file in `recipes/` defines; one with a `MENU` spreads `--target-size` and `--target-bpw` over tensors, one
+    with a `TRAINING` (`Learning`) says how it is trained."""
 
     RECIPE: Recipe
     """The paper at its natural setting."""

@@ -43,3 +43,25 @@ def test_wrong_options_are_one_sentence(
     assert done.code == 2
     assert told in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--steps", "2", "--hours", "1"), "--steps and --hours"),
+        (("--steps", "0"), "--steps 0"),
+        (("--set", "training.ratio=1"), "Did you mean 'rate'?"),
+        (("--set", "training.divergence=0", "--set", "training.hidden=0"), "more than 0"),
+        (("--set", "format.order=9"), "give 1 to 4 planes"),
+        (("--recipe", "onebits"), "Did you mean 'onebit'?"),
+        (("--steps", "2"), "tokens of text"),
+    ],
+)
+def test_wrong_options_of_train_are_one_sentence(
+    cli: Cli, tiny_model: Path, text: Path, tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    given = options if "--recipe" in options else ("--recipe", "onebit", *options)
+    done = cli("train", tiny_model, "-o", tmp_path / "out", "--data", text, *given)
+    assert done.code == 2
+    assert told in done.err
+    assert not list(tmp_path.iterdir())

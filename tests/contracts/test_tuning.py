@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from bitwright.learning import Learning
 from bitwright.protocols import Format, QTensor
 from bitwright.registry import load, names
 from bitwright.solvers.rtn import Rtn
-from bitwright.tune.settings import Learning
 from bitwright.tune.weight import TunedWeight
 
 SHAPE = (24, 200)

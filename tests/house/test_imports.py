@@ -22,7 +22,7 @@ heavy = {{"torch", "transformers", "numpy", "matplotlib"}} & sys.modules.keys()
 assert not heavy, heavy
 """
 COMMANDS = (
-    "quantize", "frontier", "tune", "evaluate", "compare", "bench", "info",
+    "quantize", "frontier", "tune", "train", "evaluate", "compare", "bench", "info",
     "generate", "chat", "export", "recipes", "doctor", "demo",
 )  # fmt: skip
 

@@ -34,8 +34,9 @@ def run(packed: Path, text: Path) -> Callable[..., Any]:
     """run(out, steps=..., ...) -> Tuned, on short sequences."""
 
     def go(out: Path, told: Any = lambda step, loss: None, **fields: Any) -> Any:
+        from bitwright.learning import Learning
         from bitwright.tune.run import tune
-        from bitwright.tune.settings import Learning, Tuning
+        from bitwright.tune.settings import Tuning
 
         settings = {"steps": 6, "learning": Learning(batch=2, length=32), "artifact": packed, "data": (text,)} | fields
         return tune(Tuning(out=out, **settings), told=told)

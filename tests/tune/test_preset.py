@@ -10,9 +10,10 @@ from bitwright.artifact.read import open_artifact
 from bitwright.engine.job import Job
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput, Refused
+from bitwright.learning import Learning
 from bitwright.tune.preset import job_of, make
 from bitwright.tune.run import Tuned, tune
-from bitwright.tune.settings import Learning, Tuning
+from bitwright.tune.settings import Tuning
 
 
 def _short(tuning: Tuning) -> Tuned:

@@ -11,8 +11,8 @@ import pytest
 
 from bitwright.artifact.read import open_artifact
 from bitwright.errors import BadInput, Refused
+from bitwright.learning import Learning
 from bitwright.tune import run as running
-from bitwright.tune.settings import Learning
 
 Run = Callable[..., Any]
 

@@ -21,6 +21,7 @@ from bitwright.cli.generate import generate
 from bitwright.cli.info import info
 from bitwright.cli.quantize import quantize
 from bitwright.cli.recipes import recipes
+from bitwright.cli.train import train
 from bitwright.cli.tune import tune
 from bitwright.errors import BitwrightError
 
@@ -32,7 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quantize, frontier, tune, evaluate, compare, bench, info, generate, chat, export, recipes, doctor):
+COMMANDS = (
+    quantize, frontier, tune, train, evaluate, compare, bench, info, generate, chat, export, recipes, doctor,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.command(hidden=True)(demo)
 

@@ -21,6 +21,7 @@ from bitwright.cli.output import (
 from bitwright.errors import BadInput
 
 if TYPE_CHECKING:
+    from bitwright.learning import Learning
     from bitwright.tune.run import Tuned
     from bitwright.tune.settings import Tuning
 
@@ -42,16 +43,16 @@ def tune(
     json: Json = False,
 ) -> None:
     """Let a packed model learn from its float model, in the same bytes. An interrupted run goes on when repeated."""
-    job = _job(
-        settings or [], learning_rate, artifact=path, out=out, against=against, data=tuple(data or ()),
+    job = make_tuning(
+        learned(settings or [], learning_rate), artifact=path, out=out, against=against, data=tuple(data or ()),
         steps=steps, minutes=MINUTES if steps is None and minutes is None else minutes, seed=seed, threads=threads,
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
-        told = _summary(job, run(job))
+        told = summary(job, run(job))
     if json:
         print_json(told)
     else:
-        _print(told)
+        print_summary(told)
 
 
 def run(job: Tuning) -> Tuned:
@@ -65,25 +66,32 @@ def run(job: Tuning) -> Tuned:
 
 def _tell(step: int, loss: float) -> None:
     if step % TOLD_EVERY == 0:
-        note(f"step {step}: divergence from the float model {loss:.4f}")
+        note(f"step {step}: loss {loss:.4f}")
 
 
-def _job(settings: list[str], rate: float | None, **fields: Any) -> Tuning:
+def learned(settings: list[str], rate: float | None) -> Learning:
+    """How to learn, from the options."""
+    from bitwright.engine.settings import parse
+    from bitwright.tune.settings import learning
+
+    return learning(parse(settings) | ({} if rate is None else {"rate": repr(rate)}))
+
+
+def make_tuning(learning: Learning, **fields: Any) -> Tuning:
+    """The tuning of these options; `BadInput` names the option that cannot be."""
     from pydantic import ValidationError
 
-    from bitwright.engine.settings import parse
-    from bitwright.tune.settings import Tuning, learning
+    from bitwright.tune.settings import Tuning
 
-    asked = parse(settings) | ({} if rate is None else {"rate": repr(rate)})
     try:
-        return Tuning(learning=learning(asked), **fields)
+        return Tuning(learning=learning, **fields)
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{first['loc'][0]} {first['input']}" if first["loc"] else "--steps and --minutes"
         raise BadInput(f"{option}: {first['msg'].removeprefix('Value error, ').lower()}.") from None
 
 
-def _summary(job: Tuning, result: Tuned) -> dict[str, Any]:
+def summary(job: Tuning, result: Tuned) -> dict[str, Any]:
     """What was made, for machines."""
     from bitwright.evaluate.speed import peak_rss_bytes
 
@@ -103,7 +111,7 @@ def _summary(job: Tuning, result: Tuned) -> dict[str, Any]:
     }
 
 
-def _print(told: dict[str, Any]) -> None:
+def print_summary(told: dict[str, Any]) -> None:
     """What was made, for people."""
     tuning = told["tuning"]
     print(f"{told['path']}: {megabytes(told['file_bytes'])}, {told['stored_bits_per_weight']:.3f} stored bits a weight")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.formats.residual import Residual
+from bitwright.learning import Learning
 from bitwright.protocols import Recipe
 from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent
@@ -17,10 +18,12 @@ RECIPE = Recipe(
     "db-llm", format=Residual(2, 64, rounds=3, values="bit"), solver=Descent(), embedding=Integer(8, 64, "symmetric")
 )
 
+TRAINING = Learning(ambiguity=1.0)
+
 
 def caution(recipe: Recipe) -> str | None:
     """None measured."""
     return None
 
 
-__all__ = ["RECIPE", "at_bits", "caution"]
+__all__ = ["RECIPE", "TRAINING", "at_bits", "caution"]

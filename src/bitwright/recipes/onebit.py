@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.formats.residual import Residual
+from bitwright.learning import Learning
 from bitwright.protocols import Recipe
 from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent
@@ -21,10 +22,12 @@ RECIPE = Recipe(
     embedding=Integer(8, 64, "symmetric"),
 )
 
+TRAINING = Learning(rate=0.01, hidden=0.1)
+
 
 def caution(recipe: Recipe) -> str | None:
     """None measured."""
     return None
 
 
-__all__ = ["RECIPE", "at_bits", "caution"]
+__all__ = ["RECIPE", "TRAINING", "at_bits", "caution"]

@@ -12,6 +12,7 @@ from bitwright.errors import Refused
 from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
+from bitwright.learning import Learning
 from bitwright.partitions.salience import Salience
 from bitwright.protocols import Recipe
 from bitwright.recipes._bits import Shapes, largest_share
@@ -22,6 +23,10 @@ RECIPE = Recipe(
     format=Mixed(Binary(), Salience(0.3), salient_bits=8),
     solver=Gptq(),
     embedding=Integer(8, 64, "symmetric"),
+)
+
+TRAINING = Learning(
+    divergence=0.0, entropy=1.0, frozen=("mask", "salient_scale", "salient_min"), analytic=True, memory=True
 )
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bitwright.artifact.folder import beside, require_free
+from bitwright.artifact.folder import require_free
 from bitwright.engine.job import Job
-from bitwright.engine.journal import Journal
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput
+from bitwright.learning import Learning
 from bitwright.tune.run import Tuned, tune
-from bitwright.tune.settings import Learning, Tuning
+from bitwright.tune.settings import Tuning
+from bitwright.tune.stages import carry_out, start_of
 
 RECIPE = "trellis"
 MINUTES = {"fast": 0.0, "default": 12.0, "best": 140.0}  # of distillation
 LEARNING = Learning(encode_every=2)  # choosing codes of a trellis is a search; between two steps few change
-QUANTIZED = "quantized"  # the first stage
 
 
 def job_of(job: Job, quality: str) -> Job:
@@ -31,7 +30,7 @@ def job_of(job: Job, quality: str) -> Job:
         raise BadInput(f"--quality {quality}: give one of {', '.join(MINUTES)}.")
     if all(asked is None for asked in (job.bits, job.target_bpw, job.target_bytes, job.max_kl)):
         raise BadInput("--quality needs to know how small: give --bits 2.06, --target-size 45MB or --max-kl 0.2, say.")
-    out = beside(_stages(job), ".journal") / QUANTIZED if MINUTES[quality] else job.out
+    out = start_of(job.out) if MINUTES[quality] else job.out
     return job.model_copy(update={"recipe": RECIPE, "bits": None, "target_bpw": job.bits or job.target_bpw, "out": out})
 
 
@@ -51,28 +50,15 @@ def make(
     start = job_of(job, quality)
     if start.out == job.out:
         return first(start)
-    asked = start.model_dump(mode="json", exclude={"out", "threads", "max_memory"})
-    journal = Journal(_stages(job), asked | {"quality": quality, "texts": [str(path) for path in texts]})
-    if journal.get(QUANTIZED) is None:
-        shutil.rmtree(start.out, ignore_errors=True)  # of a run that ended before it could say so
-        made = first(start)
-        journal.put(QUANTIZED, {}, {"errors": made.errors, "unseen": made.unseen})
-    told = journal.notes(QUANTIZED)
-    learned = then(
-        Tuning(
-            artifact=start.out,
-            out=job.out,
-            data=texts,
-            minutes=MINUTES[quality],
-            learning=LEARNING,
-            seed=job.seed,
-            threads=job.threads,
-        )
+    tuning = Tuning(
+        artifact=start.out,
+        out=job.out,
+        data=texts,
+        minutes=MINUTES[quality],
+        learning=LEARNING,
+        seed=job.seed,
+        threads=job.threads,
     )
-    shutil.rmtree(start.out)
-    journal.remove()
+    asked = {"quality": quality, "texts": [str(path) for path in texts]}
+    told, learned = carry_out(start, tuning, asked, first, then)
     return Result(learned.manifest, time.monotonic() - began, told["errors"], tuple(told["unseen"]))
-
-
-def _stages(job: Job) -> Path:
-    return beside(job.out, ".preset")

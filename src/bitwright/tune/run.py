@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from bitwright.models.source import Source
 
 Progress = Callable[[str, int, int], None]
-Told = Callable[[int, float], None]  # step, its divergence
+Told = Callable[[int, float], None]  # step, its loss
 SAVE_EVERY = 240.0  # seconds between states in the journal
 PROBE = 2  # steps timed to turn minutes into steps, after one to warm up
 
@@ -144,13 +144,13 @@ class Course:
         self.rate = (self.steps - done) * learning.batch * learning.length / seconds
         self.progress("measuring", 0, 1)
         self.trainer.encode()
-        self.after = self.trainer.losses(self.held)
+        self.after = self.trainer.divergence(self.held)
 
     def _plan(self) -> None:
         """Steps and the divergence before the first one: noted once, kept by every later process."""
         if self.journal.get("plan") is None:
             self.progress("measuring", 0, 1)
-            before = self.trainer.losses(self.held)
+            before = self.trainer.divergence(self.held)
             self.journal.put("plan", {}, {"steps": self.job.steps or self._affordable(), "before": before})
         notes = self.journal.notes("plan")
         self.steps, self.before = int(notes["steps"]), float(notes["before"])
@@ -207,6 +207,7 @@ def _write(out: Path, artifact: Artifact, student: Student, origin: Origin, prog
         progress("verifying", 0, 1)
         manifest = verified(folder, contents, tensor, manifest)
         write_manifest(folder, manifest)
+        student.same(open_artifact(folder))
     return manifest
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bitwright.errors import WorkFailed
+from bitwright.learning import Learning
 from bitwright.models.skeleton import materialise, skeleton
 from bitwright.runtime.install import place
-from bitwright.tune.settings import Learning
 from bitwright.tune.weight import Moved, TunedWeight
 
 if TYPE_CHECKING:
@@ -142,3 +143,14 @@ class Student:
                 stacked = matrices[0].expert is not None
                 found[f"{name}.{role}"] = torch.stack([p[role] for p in each]) if stacked else each[0][role]
         return found
+
+    def same(self, artifact: Artifact) -> None:
+        """`WorkFailed` unless an artifact decodes to exactly what the model was trained with."""
+        for name, matrices in self.matrices.items():
+            for i, matrix in enumerate(matrices):
+                here = matrix.parameter if matrix.expert is None else matrix.parameter[matrix.expert]
+                if not torch.equal(artifact.qtensor(name, i).dequantize().to(here.dtype), here.data):
+                    raise WorkFailed(f"{name} was written with other values than it was trained with.")
+        for name, parameter in self.vectors.parameters.items():
+            if not torch.equal(artifact.tensor(name).to(parameter.dtype), parameter.data):
+                raise WorkFailed(f"{name} was written with other values than it was trained with.")

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.engine.workers import Workers
 from bitwright.errors import WorkFailed
-from bitwright.tune.loss import divergence
-from bitwright.tune.settings import Learning
+from bitwright.learning import Learning
+from bitwright.tune.loss import divergence, needs_teacher, objective
 from bitwright.tune.student import Matrix, Student
 
 if TYPE_CHECKING:
@@ -48,12 +48,17 @@ class Trainer:
             pass
         self.show()
 
-    def losses(self, ids: Tensor) -> float:
-        """Mean divergence of sequences int64 [S, T]."""
-        return float(torch.stack(list(self.workers.map(self._loss, list(ids)))).mean())
+    def divergence(self, ids: Tensor) -> float:
+        """Mean divergence from the float model on sequences int64 [S, T], nats a token."""
+
+        def one(row: Tensor) -> Tensor:
+            given, wanted = self._outputs(row, teach=True, hidden=False)
+            return divergence(given.logits[0], wanted.logits[0])
+
+        return float(torch.stack(list(self.workers.map(one, list(ids)))).mean())
 
     def step(self, ids: Tensor, factor: float, number: int) -> float:
-        """One update from sequences int64 [S, T] with all rates times `factor`; the mean divergence before it."""
+        """One update from sequences int64 [S, T] with all rates times `factor`; the mean loss before it."""
         leaves = [*self.parameters, *self.vectors]
 
         def gradients(row: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -112,11 +117,16 @@ class Trainer:
         self.student.vectors.show()
 
     def _loss(self, row: Tensor) -> Tensor:
+        given, wanted = self._outputs(row, needs_teacher(self.learning), hidden=self.learning.hidden > 0)
+        return objective(given, wanted, row, self.learning)
+
+    def _outputs(self, row: Tensor, teach: bool, hidden: bool) -> tuple[Any, Any]:
+        """What the student and, if asked, the teacher make of a sequence int64 [T]."""
+        asked = {"input_ids": row[None], "use_cache": False, "output_hidden_states": hidden}
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             with torch.no_grad():
-                wanted = self.teacher(input_ids=row[None], use_cache=False).logits[0]
-            given = self.student.model(input_ids=row[None], use_cache=False).logits[0]
-        return divergence(given, wanted)
+                wanted = self.teacher(**asked) if teach else None
+            return self.student.model(**asked), wanted
 
 
 def _mean(parts: list[Tensor]) -> Tensor:

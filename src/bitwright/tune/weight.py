@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bitwright.groups import Params, per_column
+from bitwright.groups import Params, columns_of, groups, join, per_column
+from bitwright.learning import Learning
 from bitwright.protocols import Planes, QTensor
-from bitwright.tune.settings import Learning
 
 BETAS = (0.9, 0.95)
 HALVINGS = 6
@@ -55,7 +55,8 @@ class TunedWeight:
     """A weight [R, C] whose forward value is exactly what its packed planes decode to.
 
     Codes are those nearest to a latent weight, which takes the gradient of the decoded weight as its own
-    (straight-through, arXiv 1308.3432); continuous parameters get their exact gradient through `decode`.
+    (straight-through, arXiv 1308.3432); continuous parameters get their exact gradient through `decode`, or are fitted
+    to the latent weight anew after each step, or stay (`analytic` and `frozen` of `Learning`).
     """
 
     def __init__(self, q: QTensor, original: Tensor | None, learning: Learning) -> None:
@@ -64,9 +65,13 @@ class TunedWeight:
         latent = self._decode(self.fixed)
         if original is not None:
             latent = self._towards(original.float(), latent)
-        moving = {name: self.fixed[name] for name in q.format.continuous}
+        self.analytic = learning.analytic
+        self.moving = () if self.analytic else tuple(n for n in q.format.continuous if n not in learning.frozen)
+        self.still = [self.fixed[n] for n in learning.frozen if n in self.fixed and n not in q.format.continuous]
+        moving = {name: self.fixed[name] for name in self.moving}
         rates = dict.fromkeys(moving, learning.parameter_rate) | {"latent": learning.rate}
         self.moved = Moved({"latent": latent} | moving, rates)
+        self._refit()
         self.encode()  # where several codes have one value: those that every later encoding gives
 
     def _towards(self, original: Tensor, decoded: Tensor) -> Tensor:
@@ -90,7 +95,19 @@ class TunedWeight:
 
     def _stored(self) -> Params:
         """All parameters as they would be read back."""
-        return self.format.stored(self.fixed | {k: self.moved.tensors[k] for k in self.format.continuous})
+        return self.format.stored(self.fixed | {k: self.moved.tensors[k] for k in self.moving})
+
+    def _refit(self) -> None:
+        """Where scales are analytic: those that the format fits to the latent weight (all entries count alike)."""
+        if not self.analytic:
+            return
+        latent, fixed = self.moved.tensors["latent"], self._spread(self.fixed)
+        every = []
+        for columns in groups(self.shape[1], self.format.group):
+            prior = columns_of(fixed, columns)
+            found = self.format.fit(latent[:, columns], torch.ones(1, columns.stop - columns.start), prior)
+            every.append({name: value for name, value in found.items() if value is not prior.get(name)})
+        self.fixed = self.fixed | join(every)
 
     def encode(self) -> None:
         """Codes nearest to the latent weight."""
@@ -102,11 +119,16 @@ class TunedWeight:
 
     def update(self, gradient: Tensor, factor: float) -> None:
         """One step along the gradient float32 [R, C] of the decoded weight."""
-        moving = {k: self.moved.tensors[k].detach().requires_grad_() for k in self.format.continuous}
-        with torch.enable_grad():
-            value = self._decode(self.format.stored(self.fixed | moving))
-            found = torch.autograd.grad(value, list(moving.values()), gradient)
+        moving = {k: self.moved.tensors[k].detach().requires_grad_() for k in self.moving}
+        found: tuple[Tensor, ...] = ()
+        if moving:
+            with torch.enable_grad():
+                value = self._decode(self.format.stored(self.fixed | moving))
+                found = torch.autograd.grad(value, list(moving.values()), gradient)
+        for mark in self.still:
+            gradient = gradient * (mark == 0)  # Adam does not move what never had a gradient
         self.moved.step({"latent": gradient} | dict(zip(moving, found, strict=True)), factor)
+        self._refit()
 
     def planes(self) -> Planes:
         """What is stored."""
@@ -121,3 +143,4 @@ class TunedWeight:
         self.moved.restore(state)
         planes = {key.removeprefix("planes:"): v for key, v in state.items() if key.startswith("planes:")}
         self.codes, _ = self.format.unpack(planes, self.shape)
+        self._refit()
