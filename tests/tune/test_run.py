@@ -12,7 +12,7 @@ import pytest
 from bitwright.artifact.read import open_artifact
 from bitwright.errors import BadInput, Refused
 from bitwright.learning import Learning
-from bitwright.tune import run as running
+from bitwright.tune import course
 
 Run = Callable[..., Any]
 
@@ -45,7 +45,7 @@ def test_bytes_do_not_depend_on_threads(tmp_path: Path, run: Run) -> None:
 def test_an_interrupted_tuning_goes_on_to_the_same_bytes(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    monkeypatch.setattr(running, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
     learning = Learning(batch=2, length=32, rate=0.05, encode_every=every)
     run(tmp_path / "whole", learning=learning)
     steps: list[int] = []

@@ -14,6 +14,7 @@ from bitwright.engine.job import Job
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput
 from bitwright.learning import Learning
+from bitwright.tune import course
 from bitwright.tune import run as running
 from bitwright.tune.run import Tuned, tune
 from bitwright.tune.settings import Tuning, learning, of_recipe
@@ -56,7 +57,7 @@ def test_losses_fall(tiny_model: Path, text: Path, tmp_path: Path, recipe: str) 
 def test_killed_and_repeated_gives_the_same_bytes(
     tiny_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
     quantized: list[Job] = []
 
     def first(job: Job) -> Result:

@@ -36,6 +36,7 @@ def train(
     if steps is not None and hours is not None:
         raise BadInput("--steps and --hours both say how long: give one of them.")
     from bitwright.engine.settings import parse
+    from bitwright.tune.ranks import Ranks
     from bitwright.tune.settings import learning, of_recipe
     from bitwright.tune.stages import start_of
     from bitwright.tune.stages import train as carry_out
@@ -52,8 +53,11 @@ def train(
         minutes=None if hours is None else 60 * hours, seed=seed, threads=threads,
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
-        note(f"{model}: the start of {recipe}, then training")
+        if Ranks().leads:
+            note(f"{model}: the start of {recipe}, then training")
         told = tune.summary(tuning, carry_out(job, tuning, quantize.run, tune.run))
+    if not Ranks().leads:
+        return
     if json:
         print_json(told | {"base": model, "recipe": recipe})
     else:

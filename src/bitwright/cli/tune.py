@@ -56,9 +56,12 @@ def tune(
 
 
 def run(job: Tuning) -> Tuned:
-    """Carry a tuning out under a progress bar."""
+    """Carry a tuning out under a progress bar; of several processes only the first shows one."""
+    from bitwright.tune.ranks import Ranks
     from bitwright.tune.run import tune as carry_out
 
+    if not Ranks().leads:
+        return carry_out(job)
     note(f"{job.artifact} -> {job.out}")
     with progress() as step:
         return carry_out(job, step, _tell)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from bitwright.artifact.read import Artifact, open_artifact
 from bitwright.artifact.write import Contents, write_artifact, write_manifest
 from bitwright.engine.journal import Journal
 from bitwright.engine.verify import verified
-from bitwright.engine.workers import Workers, cores
+from bitwright.engine.workers import Workers
 from bitwright.errors import BadArtifact, Refused
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
@@ -26,17 +26,14 @@ from bitwright.models.structure import infer
 from bitwright.protocols import PlaneSpec
 from bitwright.spec import fingerprint, to_spec
 from bitwright.tune import data
+from bitwright.tune.course import Course, Progress, Told
+from bitwright.tune.ranks import Ranks
 from bitwright.tune.settings import Tuning
 from bitwright.tune.student import Student, product_type, teacher
 from bitwright.tune.train import Trainer
 
 if TYPE_CHECKING:
     from bitwright.models.source import Source
-
-Progress = Callable[[str, int, int], None]
-Told = Callable[[int, float], None]  # step, its loss
-SAVE_EVERY = 240.0  # seconds between states in the journal
-PROBE = 2  # steps timed to turn minutes into steps, after one to warm up
 
 
 @dataclass(frozen=True)
@@ -48,21 +45,31 @@ class Tuned:
     tokens_per_second: float  # while learning, in this process
 
 
-def tune(job: Tuning, progress: Progress = lambda what, done, of: None, told: Told = lambda step, loss: None) -> Tuned:
-    """Carry out a tuning; the same call after an interruption goes on where it was, to the same bytes."""
+def tune(
+    job: Tuning,
+    progress: Progress = lambda what, done, of: None,
+    told: Told = lambda step, loss: None,
+) -> Tuned:
+    """Carry out a tuning; the same call after an interruption goes on where it was, to the same bytes.
+
+    Under torchrun all processes make this call; the first writes.
+    """
     began = time.monotonic()
+    ranks = Ranks()
     require_free(job.out)
-    with lock(job.out):
+    if job.learning.batch % ranks.count:
+        raise Refused(f"{job.learning.batch} sequences a step do not spread evenly over {ranks.count} processes.")
+    with lock(job.out) if ranks.leads else nullcontext():
         artifact, source = opened(job)
         origin = _origin(artifact)
         ids = data.windows(job, source, origin.calibration, progress)
         text = data.described(job, ids)
         dtype = product_type()
-        journal = Journal(job.out, _identity(job, artifact, source, text, dtype))
-        with Workers(job.threads or cores()) as workers:
+        journal = _journal(job, _identity(job, artifact, source, text, dtype), ranks)
+        with Workers(job.threads or ranks.threads) as workers:
             structure = infer(skeleton(source.config))
-            student = Student(artifact, source, job.learning, dtype, workers)
-            trainer = Trainer(teacher(source, structure, dtype), student, job.learning, workers, dtype)
+            student = Student(artifact, source, job.learning, dtype, workers, lambda i: ranks.owner(i) == ranks.rank)
+            trainer = Trainer(teacher(source, structure, dtype), student, job.learning, workers, dtype, ranks)
             course = Course(job, trainer, journal, ids, progress, told)
             course.run()
         tuning = TuningRow(
@@ -71,9 +78,24 @@ def tune(job: Tuning, progress: Progress = lambda what, done, of: None, told: To
             before=course.before, after=course.after,
         )  # fmt: skip
         origin = origin.model_copy(update={"tuning": tuning, "fingerprint": journal.fingerprint})
-        manifest = _write(job.out, artifact, student, origin, progress)
-        journal.remove()
+        planes = ranks.merged(student.planes())
+        if ranks.leads:
+            _write(job.out, artifact, student, planes, origin, progress)
+            journal.remove()
+        ranks.wait()
+    manifest = open_artifact(job.out).manifest
+    assert manifest is not None
     return Tuned(manifest, time.monotonic() - began, course.rate)
+
+
+def _journal(job: Tuning, identity: dict[str, Any], ranks: Ranks) -> Journal:
+    """One folder for all processes, made by the first."""
+    if not ranks.leads:
+        ranks.wait()
+    journal = Journal(job.out, identity | ({"processes": ranks.count} if ranks.count > 1 else {}))
+    if ranks.leads:
+        ranks.wait()
+    return journal
 
 
 def opened(job: Tuning) -> tuple[Artifact, Source]:
@@ -115,79 +137,11 @@ def _identity(job: Tuning, artifact: Artifact, source: Source, text: Calibration
     }
 
 
-class Course:
-    """The steps of a tuning, with a journal of its state: two states in turn, so that one is always whole."""
-
-    def __init__(
-        self, job: Tuning, trainer: Trainer, journal: Journal, ids: Tensor, progress: Progress, told: Told
-    ) -> None:
-        self.job, self.trainer, self.journal, self.progress, self.told = job, trainer, journal, progress, told
-        self.ids, self.held = ids[: -data.HELD], ids[-data.HELD :]
-        self.steps, self.before, self.after, self.rate = 0, 0.0, 0.0, 0.0
-
-    def run(self) -> None:
-        """All steps, from the last state of the journal on."""
-        learning = self.job.learning
-        self._plan()
-        done = self._restore()
-        self.progress("tuning", done, self.steps)
-        began = saved = time.monotonic()
-        for number in range(done, self.steps):
-            batch = data.batch(self.ids, number, learning.batch)
-            loss = self.trainer.step(batch, learning.factor(number, self.steps), number)
-            self.progress("tuning", number + 1, self.steps)
-            self.told(number, loss)
-            if time.monotonic() - saved > SAVE_EVERY:
-                self._save(number + 1)
-                saved = time.monotonic()
-        seconds = max(time.monotonic() - began, 1e-9)
-        self.rate = (self.steps - done) * learning.batch * learning.length / seconds
-        self.progress("measuring", 0, 1)
-        self.trainer.encode()
-        self.after = self.trainer.divergence(self.held)
-
-    def _plan(self) -> None:
-        """Steps and the divergence before the first one: noted once, kept by every later process."""
-        if self.journal.get("plan") is None:
-            self.progress("measuring", 0, 1)
-            before = self.trainer.divergence(self.held)
-            self.journal.put("plan", {}, {"steps": self.job.steps or self._affordable(), "before": before})
-        notes = self.journal.notes("plan")
-        self.steps, self.before = int(notes["steps"]), float(notes["before"])
-
-    def _affordable(self) -> int:
-        """Steps that fit into the minutes, from a few that move nothing."""
-        assert self.job.minutes is not None
-        batch = data.batch(self.ids, 0, self.job.learning.batch)
-        self.trainer.step(batch, 0.0, 0)
-        began = time.monotonic()
-        for number in range(PROBE):
-            self.trainer.step(batch, 0.0, number)
-        seconds = (time.monotonic() - began) / PROBE
-        self.trainer.forget()
-        return max(1, int(60 * self.job.minutes / seconds))
-
-    def _restore(self) -> int:
-        """Steps that are done."""
-        found = {part: notes for part in ("state-0", "state-1") if (notes := self._whole(part)) is not None}
-        if not found:
-            return 0
-        part = max(found, key=found.__getitem__)
-        self.trainer.restore(self.journal.get(part) or {})
-        return found[part]
-
-    def _whole(self, part: str) -> int | None:
-        return int(self.journal.notes(part)["step"]) if self.journal.get(part) is not None else None
-
-    def _save(self, step: int) -> None:
-        before = {part: self._whole(part) or 0 for part in ("state-0", "state-1")}
-        self.journal.put(min(before, key=before.__getitem__), self.trainer.state(), {"step": step})
-
-
-def _write(out: Path, artifact: Artifact, student: Student, origin: Origin, progress: Progress) -> Manifest:
+def _write(
+    out: Path, artifact: Artifact, student: Student, planes: dict[str, Tensor], origin: Origin, progress: Progress
+) -> None:
     """The artifact with the tuned planes and vectors in the place of its own; reopened and compared."""
     progress("writing", 0, 1)
-    planes = student.planes()
 
     def tensor(name: str) -> Tensor:
         return planes[name] if name in planes else artifact.tensor(name)
@@ -208,7 +162,6 @@ def _write(out: Path, artifact: Artifact, student: Student, origin: Origin, prog
         manifest = verified(folder, contents, tensor, manifest)
         write_manifest(folder, manifest)
         student.same(open_artifact(folder))
-    return manifest
 
 
 def _companions(artifact: Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ from bitwright.engine.run import Result, quantize
 from bitwright.engine.settings import choose
 from bitwright.models.source import open_source
 from bitwright.tune import data
+from bitwright.tune.ranks import Ranks
 from bitwright.tune.run import Tuned, tune
 from bitwright.tune.settings import Tuning
 
@@ -34,18 +35,24 @@ def carry_out(
 ) -> tuple[dict[str, Any], Tuned]:
     """`first`, unless an earlier call finished it, then `then`; what the first told, and the second.
 
-    `asked` is what else, beside the quantization, a repeated call must ask for.
+    `asked` is what else, beside the quantization, a repeated call must ask for. Of several processes (`Ranks`) the
+    first carries out `first`.
     """
-    settings = start.model_dump(mode="json", exclude={"out", "threads", "max_memory"})
-    journal = Journal(_stages(tuning.out), {**settings, **asked})
-    if journal.get(QUANTIZED) is None:
-        shutil.rmtree(start.out, ignore_errors=True)  # of a run that ended before it could say so
-        made = first(start)
-        journal.put(QUANTIZED, {}, {"errors": made.errors, "unseen": made.unseen})
-    told = journal.notes(QUANTIZED)
+    ranks = Ranks()
+    told: dict[str, Any] = {}
+    if ranks.leads:
+        settings = start.model_dump(mode="json", exclude={"out", "threads", "max_memory"})
+        journal = Journal(_stages(tuning.out), {**settings, **asked})
+        if journal.get(QUANTIZED) is None:
+            shutil.rmtree(start.out, ignore_errors=True)  # of a run that ended before it could say so
+            made = first(start)
+            journal.put(QUANTIZED, {}, {"errors": made.errors, "unseen": made.unseen})
+        told = journal.notes(QUANTIZED)
+    told = ranks.agreed(told)
     learned = then(tuning)
-    shutil.rmtree(start.out)
-    journal.remove()
+    if ranks.leads:
+        shutil.rmtree(start.out)
+        journal.remove()
     return told, learned
 
 
@@ -58,8 +65,9 @@ def train(
     not enough for both.
     """
     require_free(job.out)
-    choose(job.recipe, job.settings, None, [])  # refuses what is no setting before the text is read
-    data.require(tuning, open_source(job.model), job.tokens)
+    if Ranks().leads:
+        choose(job.recipe, job.settings, None, [])  # refuses what is no setting before the text is read
+        data.require(tuning, open_source(job.model), job.tokens)
     start = job.model_copy(update={"out": tuning.artifact})
     return carry_out(start, tuning, {"texts": [str(path) for path in tuning.data]}, first, then)[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,10 +82,18 @@ class Student:
     """The model of an artifact, its block weights and vectors trainable; embedding and head are as stored."""
 
     def __init__(
-        self, artifact: Artifact, source: Source, learning: Learning, dtype: torch.dtype, workers: Workers
+        self,
+        artifact: Artifact,
+        source: Source,
+        learning: Learning,
+        dtype: torch.dtype,
+        workers: Workers,
+        owned: Callable[[int], bool] = lambda index: True,
     ) -> None:
+        """`owned` says of which weights this process has the latent values; the others are only multiplied by."""
         self.model = skeleton(source.config)
-        self.matrices: dict[str, list[Matrix]] = {}  # by weight name; one, or one an expert
+        self.parameters: dict[str, nn.Parameter] = {}  # decoded weights, by weight name
+        self.matrices: dict[str, list[Matrix]] = {}  # of those owned; one, or one an expert
         for name in artifact.kept:
             place(self.model, name, artifact.tensor(name))
         table = self.model.get_input_embeddings()
@@ -94,32 +103,20 @@ class Student:
             if owner is not None and id(owner) in fixed:
                 owner.weight = nn.Parameter(artifact.qtensor(weight.name).dequantize(), requires_grad=False)
             else:
-                self._matrix(artifact, source, weight, learning, dtype, workers)
+                parameter = self._parameter(weight, dtype)
+                if owned(len(self.parameters)):
+                    self.matrices[weight.name] = _matrices(artifact, source, weight, learning, parameter, workers)
+                self.parameters[weight.name] = parameter
         for head, table_name in artifact.quantization.tied:
             self.model.get_submodule(head).weight = self.model.get_submodule(table_name).weight
         self.vectors = self._vectors(artifact, learning)
 
-    def _matrix(
-        self,
-        artifact: Artifact,
-        source: Source,
-        weight: Weight,
-        learning: Learning,
-        dtype: torch.dtype,
-        workers: Workers,
-    ) -> None:
-        stacked = len(weight.shape) == 3
+    def _parameter(self, weight: Weight, dtype: torch.dtype) -> nn.Parameter:
         parameter = nn.Parameter(torch.empty(weight.shape, dtype=dtype))
+        stacked = len(weight.shape) == 3
         path, _, leaf = weight.name.rpartition(".")
         setattr(self.model.get_submodule(path if stacked else weight.name), leaf if stacked else "weight", parameter)
-        original = source.tensor(weight.name if stacked else f"{weight.name}.weight") if learning.memory else None
-
-        def tuned(expert: int) -> TunedWeight:
-            towards = original if original is None or not stacked else original[expert]
-            return TunedWeight(artifact.qtensor(weight.name, expert), towards, learning)
-
-        found = workers.map(tuned, range(weight.experts))
-        self.matrices[weight.name] = [Matrix(w, parameter, e if stacked else None) for e, w in enumerate(found)]
+        return parameter
 
     def _vectors(self, artifact: Artifact, learning: Learning) -> Vectors:
         parameters = dict(self.model.named_parameters())
@@ -129,13 +126,8 @@ class Student:
         moved = Moved({name: p.data for name, p in chosen.items()}, dict.fromkeys(names, learning.vector_rate))
         return Vectors(moved, chosen, types)
 
-    @property
-    def all(self) -> list[Matrix]:
-        """Every trainable matrix."""
-        return [matrix for matrices in self.matrices.values() for matrix in matrices]
-
     def planes(self) -> dict[str, Tensor]:
-        """What is stored of everything that was trained, by full name."""
+        """What is stored of everything that is trained here, by full name."""
         found: dict[str, Tensor] = {name: self.vectors.stored(name) for name in self.vectors.parameters}
         for name, matrices in self.matrices.items():
             each = [matrix.weight.planes() for matrix in matrices]
@@ -146,11 +138,25 @@ class Student:
 
     def same(self, artifact: Artifact) -> None:
         """`WorkFailed` unless an artifact decodes to exactly what the model was trained with."""
-        for name, matrices in self.matrices.items():
-            for i, matrix in enumerate(matrices):
-                here = matrix.parameter if matrix.expert is None else matrix.parameter[matrix.expert]
-                if not torch.equal(artifact.qtensor(name, i).dequantize().to(here.dtype), here.data):
+        for name, parameter in self.parameters.items():
+            stacked = parameter.dim() == 3
+            for i, value in enumerate(parameter.data if stacked else parameter.data[None]):
+                if not torch.equal(artifact.qtensor(name, i).dequantize().to(value.dtype), value):
                     raise WorkFailed(f"{name} was written with other values than it was trained with.")
         for name, parameter in self.vectors.parameters.items():
             if not torch.equal(artifact.tensor(name).to(parameter.dtype), parameter.data):
                 raise WorkFailed(f"{name} was written with other values than it was trained with.")
+
+
+def _matrices(
+    artifact: Artifact, source: Source, weight: Weight, learning: Learning, parameter: nn.Parameter, workers: Workers
+) -> list[Matrix]:
+    stacked = len(weight.shape) == 3
+    original = source.tensor(weight.name if stacked else f"{weight.name}.weight") if learning.memory else None
+
+    def tuned(expert: int) -> TunedWeight:
+        towards = original if original is None or not stacked else original[expert]
+        return TunedWeight(artifact.qtensor(weight.name, expert), towards, learning)
+
+    found = workers.map(tuned, range(weight.experts))
+    return [Matrix(w, parameter, e if stacked else None) for e, w in enumerate(found)]

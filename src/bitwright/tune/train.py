@@ -3,17 +3,19 @@ do not depend on how many threads there were."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitwright.engine.workers import Workers
 from bitwright.errors import WorkFailed
 from bitwright.learning import Learning
 from bitwright.tune.loss import divergence, needs_teacher, objective
+from bitwright.tune.ranks import Ranks
 from bitwright.tune.student import Matrix, Student
 
 if TYPE_CHECKING:
@@ -22,29 +24,37 @@ if TYPE_CHECKING:
 
 @dataclass
 class Trainer:
-    """A student under way. `dtype` is that of the factors of products."""
+    """A student under way, in one process or in several that share its matrices. `dtype` is that of the factors of
+    products."""
 
     teacher: PreTrainedModel
     student: Student
     learning: Learning
     workers: Workers
     dtype: torch.dtype
+    ranks: Ranks
 
     def __post_init__(self) -> None:
-        self.matrices = self.student.all
-        self.parameters: list[nn.Parameter] = list({id(m.parameter): m.parameter for m in self.matrices}.values())
+        self.parameters = list(self.student.parameters.values())
         self.vectors = list(self.student.vectors.parameters.values())
+        self.matrices: list[tuple[int, Matrix]] = []  # of this process; numbers are alike for all numbers of processes
+        number = 0
+        for name, parameter in self.student.parameters.items():
+            self.matrices += enumerate(self.student.matrices.get(name, ()), number)
+            number += len(parameter) if parameter.dim() == 3 else 1
         self.show()
 
     def show(self) -> None:
         """Give the model the stored values of everything."""
         self.student.vectors.show()
-        for _ in self.workers.map(Matrix.show, self.matrices):
+        for _ in self.workers.map(lambda matrix: matrix[1].show(), self.matrices):
             pass
+        for index, parameter in enumerate(self.parameters):
+            self.ranks.spread(parameter.data, self.ranks.owner(index))
 
     def encode(self) -> None:
         """Choose all codes anew."""
-        for _ in self.workers.map(lambda matrix: matrix.weight.encode(), self.matrices):
+        for _ in self.workers.map(lambda matrix: matrix[1].weight.encode(), self.matrices):
             pass
         self.show()
 
@@ -55,7 +65,7 @@ class Trainer:
             given, wanted = self._outputs(row, teach=True, hidden=False)
             return divergence(given.logits[0], wanted.logits[0])
 
-        return float(torch.stack(list(self.workers.map(one, list(ids)))).mean())
+        return float(torch.stack(self.ranks.joined(list(self.workers.map(one, self.ranks.share(list(ids)))))).mean())
 
     def step(self, ids: Tensor, factor: float, number: int) -> float:
         """One update from sequences int64 [S, T] with all rates times `factor`; the mean loss before it."""
@@ -67,8 +77,8 @@ class Trainer:
                 found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
             return loss.detach(), found
 
-        losses, found = zip(*self.workers.map(gradients, list(ids)), strict=True)
-        loss = float(torch.stack(losses).mean())
+        losses, found = zip(*self.workers.map(gradients, self.ranks.share(list(ids))), strict=True)
+        loss = float(torch.stack(self.ranks.joined(list(losses))).mean())
         if not loss < float("inf"):
             raise WorkFailed(f"the loss is not finite at step {number}: give smaller rates, --set rate=0.0005 say.")
         self._update(found, factor, number)
@@ -76,13 +86,13 @@ class Trainer:
 
     def forget(self) -> None:
         """Undo steps at rate 0: what gradients were seen."""
-        for moved in (self.student.vectors.moved, *(matrix.weight.moved for matrix in self.matrices)):
+        for moved in (self.student.vectors.moved, *(matrix.weight.moved for _, matrix in self.matrices)):
             moved.forget()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that later steps depend on."""
+        """Everything that later steps of this process depend on."""
         found = {f"vectors|{key}": value for key, value in self.student.vectors.moved.state().items()}
-        for i, matrix in enumerate(self.matrices):
+        for i, matrix in self.matrices:
             found |= {f"{i}|{key}": value for key, value in matrix.weight.state().items()}
         return found
 
@@ -93,28 +103,37 @@ class Trainer:
             part, _, key = name.partition("|")
             parts.setdefault(part, {})[key] = value
         self.student.vectors.moved.restore(parts["vectors"])
-        for i, matrix in enumerate(self.matrices):
+        for i, matrix in self.matrices:
             matrix.weight.restore(parts[str(i)])
         self.show()
 
     def _update(self, found: tuple[tuple[Tensor, ...], ...], factor: float, number: int) -> None:
         """Move everything along the mean over sequences; gradients are in the order of parameters, then vectors."""
-        at = {id(parameter): i for i, parameter in enumerate(self.parameters)}
 
-        def one(item: tuple[int, Matrix]) -> None:
-            index, matrix = item
-            parts = [own[at[id(matrix.parameter)]] for own in found]
+        def one(item: tuple[int, Matrix, list[Tensor]]) -> None:
+            index, matrix, parts = item
             matrix.weight.update(_mean([p if matrix.expert is None else p[matrix.expert] for p in parts]), factor)
             if index % self.learning.encode_every == number % self.learning.encode_every:
                 matrix.weight.encode()
             matrix.show()
 
-        for _ in self.workers.map(one, enumerate(self.matrices)):
+        for _ in self.workers.map(one, self._gradients(found)):
             pass
-        names = self.student.vectors.parameters
-        means = [_mean(list(parts)) for parts in zip(*(own[len(self.parameters) :] for own in found), strict=True)]
-        self.student.vectors.moved.step(dict(zip(names, means, strict=True)), factor)
+        for index, parameter in enumerate(self.parameters):
+            self.ranks.spread(parameter.data, self.ranks.owner(index))
+        vectors = self.ranks.joined([own[len(self.parameters) :] for own in found])
+        means = [_mean(parts) for parts in zip(*vectors, strict=True)]
+        self.student.vectors.moved.step(dict(zip(self.student.vectors.parameters, means, strict=True)), factor)
         self.student.vectors.show()
+
+    def _gradients(self, found: tuple[tuple[Tensor, ...], ...]) -> Iterator[tuple[int, Matrix, list[Tensor]]]:
+        """The matrices of this process, each with its gradients of all sequences of all processes."""
+        matrices = iter(self.matrices)
+        for index, parameter in enumerate(self.parameters):
+            parts = self.ranks.collected([own[index] for own in found], self.ranks.owner(index))
+            if parts is not None:
+                for number, matrix in islice(matrices, len(parameter) if parameter.dim() == 3 else 1):
+                    yield number, matrix, parts
 
     def _loss(self, row: Tensor) -> Tensor:
         given, wanted = self._outputs(row, needs_teacher(self.learning), hidden=self.learning.hidden > 0)
@@ -129,7 +148,7 @@ class Trainer:
             return self.student.model(**asked), wanted
 
 
-def _mean(parts: list[Tensor]) -> Tensor:
+def _mean(parts: Sequence[Tensor]) -> Tensor:
     """Float32, summed in order."""
     total = parts[0].float()
     for part in parts[1:]:
