@@ -7,10 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bitwright.learning import Learning
 from bitwright.tune.ranks import Ranks
 
 # Trains on two sequences a step; argv: artifact, out, text, step after which the process is killed (-1: none).
@@ -40,7 +43,7 @@ if Ranks().leads:
 
 def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     many = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port())]
-    command = [sys.executable, *(many if processes > 1 else []), str(arguments[0]), *map(str, arguments[1:])]
+    command = [sys.executable, *many, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -58,16 +61,21 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_two_processes_give_the_losses_and_bytes_of_one(packed: Path, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [-1, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_processes_give_the_losses_and_bytes_of_one(
+    packed: Path, text: Path, tmp_path: Path, run: Callable[..., Any], last: int
+) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    for processes, last in ((1, -1), (2, 3), (2, -1)):
-        done = launch(processes, program, packed, tmp_path / f"by-{processes}", text, last)
-        assert (done.returncode == 0) == (last < 0), done.stderr[-3000:]
+    learning = Learning(batch=2, length=32, rate=0.02, hidden=0.1, encode_every=2)
+    one: dict[int, float] = {}
+    run(tmp_path / "by-1", one.__setitem__, learning=learning, threads=1)
+    for stop in sorted({last, -1}, reverse=True):
+        done = launch(2, program, packed, tmp_path / "by-2", text, stop)
+        assert (done.returncode == 0) == (stop < 0), done.stderr[-3000:]
     assert digest(tmp_path / "by-1") == digest(tmp_path / "by-2")
-    one, two = (json.loads((tmp_path / f"by-{n}.losses").read_text()) for n in (1, 2))
-    assert len(one) == 6
-    assert two == {step: loss for step, loss in one.items() if int(step) >= 4 - 1}  # went on after the interruption
+    two = json.loads((tmp_path / "by-2.losses").read_text())
+    assert two == {str(step): loss for step, loss in one.items() if step >= last}  # without those before the stop
 
 
 def test_one_process_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
