@@ -38,6 +38,7 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 400,
     "pad_token_id": 0,
 }
+TABLE = Integer(bits_per_code=8, group=32)
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -68,20 +69,19 @@ def model_of(name: str) -> Any:
     return model.requires_grad_(False)
 
 
-def pack(model: Any, others: Mapping[str, Format] = MappingProxyType({})) -> Any:
-    """4- and 3-bit layers of several groups, or `others`; 8-bit tied embedding; `o_proj` stays float."""
+def pack(model: Any, others: Mapping[str, Format] = MappingProxyType({}), fmt: Format = TABLE) -> Any:
+    """4- and 3-bit layers of several groups, or `others`; tied embedding in `fmt`; `o_proj` stays float."""
     for block in model.model.layers:
         for parent in (block.self_attn, block.mlp):
             for name, old in list(parent.named_children()):
                 if isinstance(old, nn.Linear) and name != "o_proj":
                     bits, group = 3 if name in ("q_proj", "up_proj") else 4, 32 if "q" in name else 64
-                    fmt = others.get(name) or Integer(bits_per_code=bits, group=group)
-                    new = QLinear(fmt, tuple(old.weight.shape), old.bias is not None)
-                    new.fill(Rtn().solve(old.weight.data, fmt, None).planes)
+                    own = others.get(name) or Integer(bits_per_code=bits, group=group)
+                    new = QLinear(own, tuple(old.weight.shape), old.bias is not None)
+                    new.fill(Rtn().solve(old.weight.data, own, None).planes)
                     if old.bias is not None:
                         new.bias.data.copy_(old.bias.data)
                     setattr(parent, name, new)
-    fmt = Integer(bits_per_code=8, group=32)
     old = model.model.embed_tokens
     table = QEmbedding(fmt, tuple(old.weight.shape), float(getattr(old, "embed_scale", 1.0)))
     table.fill(Rtn().solve(old.weight.data, fmt, None).planes)
@@ -112,11 +112,12 @@ def test_float_weights_give_the_logits_of_transformers(name: str) -> None:
     assert (coarse - logits).std() < 0.05 * logits.std()
 
 
+@pytest.mark.parametrize("table", [TABLE, Trellis(16)], ids=["integer", "trellis"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
-def test_packed_weights_give_the_logits_of_the_packed_model(name: str) -> None:
+def test_packed_weights_give_the_logits_of_the_packed_model(name: str, table: Format) -> None:
     # Teacher-forced; int8 activations round differently where two sums of floats differ in the last bit, so what is
     # compared is the noise, and the first token wherever it leads by more than twice that.
-    model, ids = pack(model_of(name)), text(150)
+    model, ids = pack(model_of(name), fmt=table), text(150)
     logits = expected(model, ids)
     ours = built(model, fine_cache=True).logits(ids, every=True)
     noise = (ours - logits).abs().max()

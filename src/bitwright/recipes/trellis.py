@@ -27,7 +27,8 @@ RECIPE = Recipe(
 )
 
 MENU = Menu(
-    (*(Trellis(per_word) for per_word in PER_WORD), *(Integer(width, 64, search=20) for width in (5, 6, 8))), TABLES
+    (*(Trellis(per_word) for per_word in PER_WORD), *(Integer(width, 64, search=20) for width in (5, 6, 8))),
+    (*(Trellis(per_word) for per_word in (16, 24, 32)), *TABLES),
 )
 
 

@@ -1,0 +1,128 @@
+"""SmolLM2 at 1.75 to 4.25 stored bits: what each part of the presets is worth, and where it stands beside llama.cpp.
+
+A row is a model made in two steps, as `quantize --quality` makes it: `quantize` with bits spread by measurement, then
+`tune` for a number of steps (not of minutes, so that a busy machine gives the same model). Rows measured on windows 1-10
+of WikiText-2 and on the last documents of C4, which nothing was calibrated or tuned on. Finished models and rows are
+kept in FOLDER and not made again; the table is written after each row. Run:
+
+    python benchmarks/quality.py C4.jsonl.gz MORE_TEXT.txt.gz WIKITEXT.raw FOLDER [ROW ...]
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MODEL = "smollm2"
+TOKENS = 20480
+STEPS = 40  # of the default preset
+HELD = 100  # documents of C4 that are only measured on
+WINDOWS = {"WikiText-2": 10, "C4": 10}
+# name: recipe, stored bits, further arguments of quantize, steps of tuning
+Row = tuple[str, float, tuple[str, ...], int]
+UNIFORM = ("--score", "uniform")
+LLAMA = {4.25: 22.05, 3.44: 28.27, 3.06: 35.79, 2.63: 65.1, 2.56: 105.8, 2.06: 612.0, 1.75: 1272.0}
+ROWS: dict[str, Row] = {
+    **{f"{bits} fast": ("trellis", bits, (), 0) for bits in (2.06, 3.06, 2.56, 1.75, 4.25)},
+    **{f"{bits} default": ("trellis", bits, (), STEPS) for bits in (2.06, 3.06, 2.56, 1.75)},
+    "2.06 long": ("trellis", 2.06, (), 4 * STEPS),
+}
+for bits in (2.06, 3.06):
+    ROWS[f"{bits} without allocation"] = ("trellis", bits, UNIFORM, 0)
+    ROWS[f"{bits} without trellis"] = ("gptq", bits, (), 0)
+    ROWS[f"{bits} without propagation"] = ("trellis", bits, ("--set", "propagate=false"), 0)
+    ROWS[f"{bits} without allocation, tuned"] = ("trellis", bits, UNIFORM, STEPS)
+    ROWS[f"{bits} without trellis, tuned"] = ("gptq", bits, (), STEPS)
+
+
+def bitwright(*words: object) -> dict[str, Any]:
+    """The JSON of one command."""
+    command = [sys.executable, "-m", "bitwright", *map(str, words), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def split(c4: Path, folder: Path) -> tuple[Path, Path]:
+    """C4 without its last documents, and those."""
+    learned, held = folder / "c4-learned.jsonl", folder / "c4-held.jsonl"
+    if not held.exists():
+        lines = gzip.open(c4, "rt", encoding="utf-8").read().splitlines(keepends=True)
+        learned.write_text("".join(lines[:-HELD]))
+        held.write_text("".join(lines[-HELD:]))
+    return learned, held
+
+
+def make(name: str, row: Row, learned: Path, more: Path, folder: Path) -> tuple[Path, dict[str, float]]:
+    """The folder of a row, and the seconds of what was made now."""
+    recipe, bits, options, steps = row
+    base = folder / f"{recipe}-{bits}-{'-'.join(options).replace('--', '').replace('=', '-')}".rstrip("-")
+    seconds: dict[str, float] = {}
+    if not base.exists():
+        start = time.monotonic()
+        words = ["--recipe", recipe, "--target-bpw", bits, *options, "--data", learned, "--tokens", TOKENS]
+        bitwright("quantize", MODEL, *words, "-o", base)
+        seconds["quantize"] = time.monotonic() - start
+    if not steps:
+        return base, seconds
+    tuned = Path(f"{base}-{steps}")
+    if not tuned.exists():
+        start = time.monotonic()
+        often = 2 if recipe == "trellis" else 1
+        words = ["--data", learned, "--data", more, "--steps", steps, "--set", f"encode_every={often}"]
+        bitwright("tune", base, *words, "-o", tuned)
+        seconds["tune"] = time.monotonic() - start
+    return tuned, seconds
+
+
+def measure(name: str, row: Row, c4: Path, more: Path, text: Path, folder: Path) -> dict[str, Any]:
+    """One row, measured on both texts."""
+    learned, held = split(c4, folder)
+    model, seconds = make(name, row, learned, more, folder)
+    texts = {"WikiText-2": text, "C4": held}
+    found = {on: bitwright("evaluate", model, "--text", texts[on], "--windows", n) for on, n in WINDOWS.items()}
+    return {"seconds": seconds, "measured": found}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown of the rows that are there."""
+    lines = [
+        "| model | stored bits | file MB | WikiText-2 | KL | C4 | KL | llama.cpp at these bits |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in (n for n in ROWS if n in found):
+        wiki, c4 = (found[name]["measured"][on] for on in WINDOWS)
+        lines.append(
+            f"| {name} | {wiki['stored_bits_per_weight']:.3f} | {wiki['file_bytes'] / 1e6:.1f} "
+            f"| {wiki['perplexity']:.2f} | {wiki['kl_mean']:.3f} | {c4['perplexity']:.2f} | {c4['kl_mean']:.3f} "
+            f"| {LLAMA.get(ROWS[name][1], '')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(c4: str, more: str, text: str, folder: str, *wanted: str) -> None:
+    """All rows that are not there yet, with a line for each."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    results = place / "results.json"
+    for name in wanted or ROWS:
+        found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+        if name not in found:
+            try:
+                found[name] = measure(name, ROWS[name], Path(c4), Path(more), Path(text), place)
+            except subprocess.CalledProcessError as error:
+                print(f"{name}: command failed with exit code {error.returncode}", file=sys.stderr, flush=True)
+                continue
+            results.write_text(json.dumps(found, indent=1))
+            (place / "table.md").write_text(table(found))
+        wiki, second = (found[name]["measured"][on] for on in WINDOWS)
+        print(f"{name}: perplexity {wiki['perplexity']:.2f}, on C4 {second['perplexity']:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
