@@ -1,8 +1,8 @@
 """SmolLM2 at 1.75 to 4.25 stored bits: what each part of the presets is worth, and where it stands beside llama.cpp.
 
 A row is a model made in two steps, as `quantize --quality` makes it: `quantize` with bits spread by measurement, then
-`tune` for a number of steps (not of minutes, so that a busy machine gives the same model). Rows measured on windows 1-10
-of WikiText-2 and on the last documents of C4, which nothing was calibrated or tuned on. Finished models and rows are
+`tune` for a number of steps (not of minutes, so that a busy machine gives the same model). Measured on windows
+1-10 of WikiText-2 and on the last documents of C4, which nothing was calibrated or tuned on. Finished models and rows are
 kept in FOLDER and not made again; the table is written after each row. Run:
 
     python benchmarks/quality.py C4.jsonl.gz MORE_TEXT.txt.gz WIKITEXT.raw FOLDER [ROW ...]
@@ -52,7 +52,8 @@ def split(c4: Path, folder: Path) -> tuple[Path, Path]:
     """C4 without its last documents, and those."""
     learned, held = folder / "c4-learned.jsonl", folder / "c4-held.jsonl"
     if not held.exists():
-        lines = gzip.open(c4, "rt", encoding="utf-8").read().splitlines(keepends=True)
+        with gzip.open(c4, "rt", encoding="utf-8") as file:
+            lines = file.readlines()
         learned.write_text("".join(lines[:-HELD]))
         held.write_text("".join(lines[-HELD:]))
     return learned, held

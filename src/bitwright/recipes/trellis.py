@@ -23,7 +23,7 @@ from bitwright.recipes._bits import HEAD, TABLES, Shapes, stored_bits
 from bitwright.solvers.gptq import Gptq
 
 RECIPE = Recipe(
-    "trellis", format=Trellis(), solver=Gptq(damping=0.1), embedding=Integer(8, 64, "symmetric"), embedding_solver=HEAD
+    "trellis", format=Trellis(), solver=Gptq(damping=0.1), embedding=Integer(6, 64, search=10), embedding_solver=HEAD
 )
 
 MENU = Menu(
