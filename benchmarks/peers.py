@@ -3,7 +3,9 @@
 Needs `pip install hqq` and `pip install auto-round` in the environment. Their packed sizes are counted from what they
 keep: codes, and 16-bit scales and zeros a group of 64. Finished rows are kept in FOLDER/results.json. Run:
 
-    python benchmarks/peers.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER PEER:BITS ...        hqq:4 hqq:3 auto-round:2 say
+    python benchmarks/peers.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER PEER:BITS ...
+
+PEER:BITS is hqq:4 or auto-round:2, say.
 """
 
 from __future__ import annotations

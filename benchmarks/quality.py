@@ -18,9 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bitwright.spec import to_spec
+from bitwright.tune.preset import LEARNING
+
 MODEL = "smollm2"
 TOKENS = 20480
-STEPS = 40  # of the default preset
+STEPS = 80  # about as many as the default preset has time for
+SETTINGS = {key: value for key, value in to_spec(LEARNING).items() if key != "kind"}
 HELD = 100  # documents of C4 that are only measured on
 WINDOWS = {"WikiText-2": 10, "C4": 10}
 # name: recipe, stored bits, further arguments of quantize, steps of tuning
@@ -74,9 +78,8 @@ def make(name: str, row: Row, learned: Path, more: Path, folder: Path) -> tuple[
     tuned = Path(f"{base}-{steps}")
     if not tuned.exists():
         start = time.monotonic()
-        often = 2 if recipe == "trellis" else 1
-        words = ["--data", learned, "--data", more, "--steps", steps, "--set", f"encode_every={often}"]
-        bitwright("tune", base, *words, "-o", tuned)
+        rates = [f"--set={key}={json.dumps(value)}" for key, value in SETTINGS.items()] if recipe == "trellis" else []
+        bitwright("tune", base, "--data", learned, "--data", more, "--steps", steps, *rates, "-o", tuned)
         seconds["tune"] = time.monotonic() - start
     return tuned, seconds
 

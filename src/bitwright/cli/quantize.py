@@ -36,7 +36,7 @@ def quantize(
     recipe: Annotated[str | None, typer.Option(help="See `bitwright recipes`; default: gptq.")] = None,
     quality: Annotated[
         str | None,
-        typer.Option(help="In place of a recipe: fast, default (12 minutes of distillation) or best (140 minutes)."),
+        typer.Option(help="In place of a recipe: fast, default (9 minutes of distillation) or best (140 minutes)."),
     ] = None,
     bits: Annotated[float | None, typer.Option(help="Stored bits a weight in the blocks, everything counted.")] = None,
     target_size: Annotated[

@@ -16,8 +16,9 @@ from bitwright.tune.settings import Tuning
 from bitwright.tune.stages import carry_out, start_of
 
 RECIPE = "trellis"
-MINUTES = {"fast": 0.0, "default": 12.0, "best": 140.0}  # of distillation
-LEARNING = Learning(encode_every=2)  # choosing codes of a trellis is a search; between two steps few change
+MINUTES = {"fast": 0.0, "default": 9.0, "best": 140.0}  # of distillation
+LEARNING = Learning(rate=6e-3, parameter_rate=8e-3, vector_rate=5e-3, batch=2, encode_every=4)
+"""For trellis codes: a scale serves a whole row and may move fast; few codes change between two steps."""
 
 
 def job_of(job: Job, quality: str) -> Job:
