@@ -100,7 +100,8 @@ def main(calibration: str, text: str, folder: str, *wanted: str) -> None:
             found[name] = row(peer, int(bits), Path(calibration), Path(text), place)
             results.write_text(json.dumps(found, indent=1))
         r = found[name]
-        print(f"{name}: {r['bits']} bits, perplexity {r['measured']['perplexity']:.2f}, {r['seconds']:.0f} s", flush=True)
+        perplexity = r["measured"]["perplexity"]
+        print(f"{name}: {r['bits']} bits, perplexity {perplexity:.2f}, {r['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
