@@ -16,7 +16,7 @@ using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 // Reads the plan of bitwright/runtime/plan.py.
 class PlanReader {
  public:
-  explicit PlanReader(nb::handle source) : source_(source) {
+  explicit PlanReader(nb::handle source) : source_(source), in_place_(nb::cast<bool>(source.attr("in_place"))) {
     Plan& p = plan;
     p.hidden = integer("hidden"), p.heads = integer("heads"), p.kv_heads = integer("kv_heads");
     p.head_dim = integer("head_dim"), p.ffn = integer("ffn");
@@ -81,7 +81,7 @@ class PlanReader {
     Linear l;
     l.rows = rows, l.columns = columns;
     if (const PyMatrix* packed = matrix_of(object)) {
-      l.packed = arena.take(packed->get().view());
+      l.packed = in_place_ ? &packed->get().view() : arena.take(packed->get().view());
       require(l.packed->rows == rows && l.packed->columns == columns, "a weight has the wrong shape");
       return l;
     }
@@ -122,6 +122,7 @@ class PlanReader {
   }
 
   nb::handle source_;
+  bool in_place_;  // packed weights stay where they are, so that they are in memory once and may change one by one
 };
 
 class PyEngine {

@@ -10,7 +10,7 @@ namespace bitwright {
 
 constexpr int kLanes = 16;         // rows of a tile
 constexpr int kVector = 64;        // bytes of a vector: a column quad of every row
-constexpr int kMaxTerms = 8;       // of one matrix
+constexpr int kMaxTerms = 16;      // of one matrix
 constexpr int kMaxTokens = 16;     // of one block of activations
 constexpr int kMaxBlocks = 4;      // blocks that share one unpacking of the weights
 constexpr int kStretch = 512;      // columns unpacked at a time (one group where that is longer)

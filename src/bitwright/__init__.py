@@ -15,12 +15,18 @@ from bitwright.hook import after_import
 
 if TYPE_CHECKING:
     from bitwright.engine.run import quantize
+    from bitwright.runtime.elastic import ElasticModel
     from bitwright.runtime.load import load, load_float
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "load_float", "quantize"]
+__all__ = ["ElasticModel", "__version__", "load", "load_float", "quantize"]
 
-_VERBS = {"load": "bitwright.runtime.load", "load_float": "bitwright.runtime.load", "quantize": "bitwright.engine.run"}
+_VERBS = {
+    "ElasticModel": "bitwright.runtime.elastic",
+    "load": "bitwright.runtime.load",
+    "load_float": "bitwright.runtime.load",
+    "quantize": "bitwright.engine.run",
+}
 
 
 def __getattr__(name: str) -> Any:

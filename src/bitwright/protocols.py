@@ -207,6 +207,24 @@ class Format(Protocol):
 
 
 @runtime_checkable
+class Elastic(Format, Protocol):
+    """A format whose weights are sums of blocks, of which the first ones alone are a coarser weight."""
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        ...
+
+    def prefix(self, count: int) -> Format:
+        """The format of the first `count` blocks; its planes have the same names and shapes here."""
+        ...
+
+    def roles(self, index: int) -> dict[str, str]:
+        """The planes of one block: by their names in `prefix(1)`, those they have here."""
+        ...
+
+
+@runtime_checkable
 class Partition(Protocol):
     """Which entries of a matrix are salient."""
 

@@ -63,9 +63,9 @@ def test_terms_that_disagree_about_activations() -> None:
         native.native_matrix((DENSE, replace(BITMAP, activation_group=80)), SHAPE, None)
 
 
-@pytest.mark.parametrize("terms", [(), (DENSE,) * 9])
+@pytest.mark.parametrize("terms", [(), (DENSE,) * 17])
 def test_too_few_and_too_many_terms(terms: tuple[Term, ...]) -> None:
-    with pytest.raises(BadInput, match="1 to 8 terms"):
+    with pytest.raises(BadInput, match="1 to 16 terms"):
         native.native_matrix(terms, SHAPE, None)
 
 

@@ -68,10 +68,11 @@ def header_bytes(first: bytes, size: int, where: str) -> int:
     return 8 + length
 
 
-def decode(text: bytes, size: int, where: str) -> dict[str, Entry]:
+def decode(text: bytes, size: int, where: str, partial: bool = False) -> dict[str, Entry]:
     """The tensors of a file of `size` bytes with this header, in file order.
 
-    They must fill the file exactly: `BadArtifact` on gaps, overlaps, unknown types and impossible shapes.
+    They must fill the file exactly, or more than it if it may be `partial`: `BadArtifact` on gaps, overlaps, unknown
+    types and impossible shapes.
     """
     table = parse_json(text, f"the header of {where}")
     if not isinstance(table, dict):
@@ -88,7 +89,7 @@ def decode(text: bytes, size: int, where: str) -> dict[str, Entry]:
             raise BadArtifact(f"{where}: tensor {name!r} {kind}: do not use this file.")
         entries[name] = Entry(spec, at)
         at = base + end
-    if at != size:
+    if at != size and not (partial and size < at):
         raise BadArtifact(
             f"{where} has {size} bytes where its header describes {at}: "
             f"{'copy it again, it is truncated' if size < at else 'do not use it, something was appended'}."

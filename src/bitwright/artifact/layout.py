@@ -145,6 +145,20 @@ class TuningRow(Strict):
     after: float
 
 
+class Point(Strict):
+    """What the first `bytes` of the weight file lose: mean KL divergence from the float model, in nats a token."""
+
+    bytes: int = Count
+    kl: float
+
+
+class ElasticRow(Strict):
+    """How good every beginning of the weight file is, measured on the first `tokens` of the calibration text."""
+
+    tokens: int = Count
+    curve: tuple[Point, ...]
+
+
 class Origin(Strict):
     """Where an artifact comes from: everything that decides its bytes. `lineage` describes the source model;
     the model card uses its keys "name" and "licence"."""
@@ -166,6 +180,7 @@ class Manifest(Origin):
     kept: tuple[KeptRow, ...]
     totals: Totals
     files: tuple[FileRow, ...]
+    elastic: ElasticRow | None = None
     verification: dict[str, JsonValue] | None = None
 
 

@@ -73,14 +73,21 @@ def kept_rows(kept: Mapping[str, PlaneSpec]) -> tuple[KeptRow, ...]:
 
 def totals(rows: Sequence[PlanRow], kept: Mapping[str, PlaneSpec], file_bytes: int) -> Totals:
     """Sums over rows and files; what is neither plane nor kept tensor is header."""
-    block = [r for r in rows if r.part == "block"]
-    weights = sum(Weight(name=r.name, format=r.format, shape=r.shape).count for r in block)
-    bits = total(Bits(**r.bits) for r in block)
     kept_bytes = sum(s.bytes for s in kept.values())
     return Totals(
         file_bytes=file_bytes,
         header_bytes=file_bytes - kept_bytes - sum(r.bytes for r in rows),
         kept_bytes=kept_bytes,
-        block_weights=weights,
-        stored_bits_per_weight=bits.total / weights if weights else 0.0,
+        block_weights=_block_weights(rows),
+        stored_bits_per_weight=block_bits(rows),
     )
+
+
+def block_bits(rows: Sequence[PlanRow]) -> float:
+    """Stored bits a weight of the linears of the blocks, everything counted; 0 where there are none."""
+    weights = _block_weights(rows)
+    return total(Bits(**row.bits) for row in rows if row.part == "block").total / weights if weights else 0.0
+
+
+def _block_weights(rows: Sequence[PlanRow]) -> int:
+    return sum(Weight(name=r.name, format=r.format, shape=r.shape).count for r in rows if r.part == "block")

@@ -9,11 +9,11 @@ import hashlib
 import mmap
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,17 @@ from bitwright.errors import BadArtifact, BadField, UnknownName
 from bitwright.protocols import Format, Planes, PlaneSpec, QTensor
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
+
+
+class StoredFile(Protocol):
+    """A safetensors file: bytes that its header describes, where its tensors lie, and those that can be had."""
+
+    bytes: int
+    entries: dict[str, Entry]
+
+    def tensor(self, name: str) -> Tensor:
+        """One of the tensors."""
+        ...
 
 
 class TensorFile:
@@ -76,7 +87,7 @@ class Artifact:
     formats: tuple[Format, ...]
     manifest: Manifest | None
     kept: tuple[str, ...]
-    files: tuple[TensorFile, ...]
+    files: tuple[StoredFile, ...]
 
     def weights(self) -> tuple[Weight, ...]:
         """The quantized weights in order of use."""
@@ -134,7 +145,7 @@ class Artifact:
         if self.manifest is None:
             raise BadArtifact(f"{self.path} has no {MANIFEST} and so no hashes to compare with.")
         for row in self.manifest.files:
-            if _sha256(_file(self.path, row.name)) != row.sha256:
+            if _sha256(plain_file(self.path, row.name)) != row.sha256:
                 raise BadArtifact(f"{self.path / row.name} was altered: copy the artifact again.")
 
 
@@ -154,10 +165,13 @@ def _sha256(path: Path) -> str:
 def open_artifact(path: Path) -> Artifact:
     """Checks a folder and maps its tensors; `BadArtifact` says in one sentence what is wrong and what to do."""
     with reading(path):
-        return _opened(path)
+        artifact = check_folder(path, _files)
+        _check_values(artifact)
+    return artifact
 
 
-def _opened(path: Path) -> Artifact:
+def check_folder(path: Path, files_of: Callable[[Path], Mapping[str, StoredFile]]) -> Artifact:
+    """Everything that can be checked without the values of tensors; `files_of` opens the weight files by name."""
     if not path.is_dir():
         raise BadArtifact(f"{path} is no folder: give the folder that bitwright wrote.")
     config = _json(path, CONFIG)
@@ -168,16 +182,15 @@ def _opened(path: Path) -> Artifact:
     manifest = None
     if (path / MANIFEST).exists():
         manifest = parse(Manifest, _json(path, MANIFEST), str(path / MANIFEST))
-    files = _files(path)
+    files = files_of(path)
     known, kept = _matched(path, quantization, _stored(files))
     artifact = Artifact(path, config, quantization, known, manifest, tuple(kept), tuple(files.values()))
-    _check_values(artifact)
     if manifest is not None:
         _check_manifest(artifact, manifest, files)
     return artifact
 
 
-def _file(folder: Path, name: str) -> Path:
+def plain_file(folder: Path, name: str) -> Path:
     """A regular file of the folder; links may only lead inside it, or to the blobs of a hub cache."""
     path = folder / name
     if not path.is_file():
@@ -190,7 +203,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _json(folder: Path, name: str) -> Any:
-    path = _file(folder, name)
+    path = plain_file(folder, name)
     if path.stat().st_size > JSON_LIMIT:
         raise BadArtifact(f"{path} is larger than the {JSON_LIMIT} bytes allowed: do not use it.")
     return parse_json(path.read_bytes(), str(path))
@@ -209,13 +222,13 @@ def _files(folder: Path) -> dict[str, TensorFile]:
             raise BadArtifact(f"{where} names {min(bad)!r}, which is no plain safetensors file name: do not use it.")
     if stray := present - names:
         raise BadArtifact(f"{folder / min(stray)} belongs to no index: remove it if it is left over.")
-    files = {name: TensorFile(_file(folder, name)) for name in sorted(names)}
+    files = {name: TensorFile(plain_file(folder, name)) for name in sorted(names)}
     if index is not None and index.weight_map != {t: name for name, file in files.items() for t in file.entries}:
         raise BadArtifact(f"{where} and the files disagree on which tensor is where: copy the artifact again.")
     return files
 
 
-def _stored(files: Mapping[str, TensorFile]) -> dict[str, PlaneSpec]:
+def _stored(files: Mapping[str, StoredFile]) -> dict[str, PlaneSpec]:
     """All tensors by name; none may be there twice."""
     found: dict[str, PlaneSpec] = {}
     for name, file in files.items():
@@ -275,7 +288,7 @@ def _told(spec: PlaneSpec) -> str:
     return f"{DTYPE_NAMES[spec.dtype]} {list(spec.shape)}"
 
 
-def _check_manifest(artifact: Artifact, manifest: Manifest, files: Mapping[str, TensorFile]) -> None:
+def _check_manifest(artifact: Artifact, manifest: Manifest, files: Mapping[str, StoredFile]) -> None:
     """The manifest must tell of exactly these weights, tensors and files."""
     where = artifact.path / MANIFEST
     parts = {row.name: row.part for row in manifest.plan}

@@ -32,6 +32,7 @@ from bitwright.artifact.layout import (
     json_text,
 )
 from bitwright.artifact.plan import Part, kept_rows, plan_rows, tensors, totals
+from bitwright.artifact.steps import Step
 from bitwright.errors import WorkFailed
 from bitwright.protocols import PlaneSpec
 
@@ -54,17 +55,25 @@ class Shard:
 @dataclass(frozen=True)
 class Contents:
     """All that decides an artifact, except the codes. `config` is the model's own; `kept` are the tensors that
-    stay as the source has them; `parts` says which weights are no block linears."""
+    stay as the source has them; `parts` says which weights are no block linears; `steps` are blocks of weights that
+    follow all else in this order, in one file."""
 
     config: Mapping[str, Any]
     quantization: Quantization
     kept: Mapping[str, PlaneSpec]
     origin: Origin
     parts: Mapping[str, Part] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
 
     def shards(self, limit: int = SHARD_LIMIT) -> list[Shard]:
         """The planned files."""
-        return plan_shards(tensors(self.quantization, self.kept), limit)
+        specs = tensors(self.quantization, self.kept)
+        if not self.steps:
+            return plan_shards(specs, limit)
+        later = {name for step in self.steps for name in step.tensors}
+        runs = [[name for name in specs if name not in later], *(step.tensors for step in self.steps)]
+        ordered = [_aligned({name: specs[name] for name in run}) for run in runs]
+        return [Shard(SINGLE, {name: spec for run in ordered for name, spec in run.items()})]
 
 
 def plan_shards(specs: Mapping[str, PlaneSpec], limit: int = SHARD_LIMIT) -> list[Shard]:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bitwright.cli.generate import EngineOption
-from bitwright.cli.output import Json, Threads, interruptible, note, print_json, progress, quiet_stdout
+from bitwright.cli.output import (
+    Budget,
+    Json,
+    Threads,
+    interruptible,
+    note,
+    parse_size,
+    print_json,
+    progress,
+    quiet_stdout,
+)
 
 if TYPE_CHECKING:
     from bitwright.cli.subject import Subject
@@ -36,6 +46,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task; default: all.")] = None,
     activations: Activations = "int8",
     engine: EngineOption = "auto",
+    budget: Budget = None,
     recalibrate: Annotated[bool, typer.Option(help="Also fit the temperature that repairs the confidence.")] = False,
     plot: Plot = None,
     threads: Threads = None,
@@ -48,7 +59,7 @@ def evaluate(
 
     set_threads(threads)
     check_plot(plot)
-    subject = open_subject(path, activations, engine)
+    subject = open_subject(path, activations, engine, parse_size(budget, "--budget"))
     if against is None:
         reference, told = parent_of(subject)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bitwright.cli.output import Json, Threads, megabytes, note, print_json
+from bitwright.cli.output import Budget, Json, Threads, megabytes, note, parse_size, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,7 @@ def generate(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     engine: EngineOption = "auto",
+    budget: Budget = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -39,7 +40,7 @@ def generate(
 
     sampling = Sampling(temperature, top_p, seed)
     set_threads(threads)
-    subject = open_subject(path, engine=engine)
+    subject = open_subject(path, engine=engine, budget=parse_size(budget, "--budget"))
     tokenizer = subject.tokenizer()
     ids = list(tokenizer(prompt)["input_ids"])
     speaker = subject.speaker()

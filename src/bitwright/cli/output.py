@@ -13,8 +13,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bitwright.errors import BadInput
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; default: all this process may use.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Use only the first 40MB, say, of a bit-stack file; default: all of it."),
+]
 Step = Callable[[str, int, int | None], None]
 """Called with the name of a stage, steps done, and steps in all (None: not known)."""
 
@@ -131,3 +137,15 @@ def duration(seconds: float) -> str:
 def megabytes(count: float) -> str:
     """Bytes as millions: "45.2 MB"."""
     return f"{count / 1e6:,.1f} MB"
+
+
+def parse_size(text: str | None, option: str) -> int | None:
+    """Bytes of "45MB", "45" (also MB), "1.2GB" or "500kB"."""
+    if text is None:
+        return None
+    number = text.strip().lower().removesuffix("b")
+    unit = {"k": 1e3, "m": 1e6, "g": 1e9}.get(number[-1:])
+    try:
+        return round(float(number[:-1] if unit else number) * (unit or 1e6))
+    except (ValueError, OverflowError):
+        raise BadInput(f"{option} {text}: give a size such as 45MB or 1.2GB.") from None

@@ -19,7 +19,7 @@ OWN_SAMPLES = "the model's own samples"
 
 def calibration_of(job: Job, plan: Plan) -> str | None:
     """Where the calibration text comes from; None if the recipe needs none."""
-    if not plan.recipe.solver.needs_hessian:
+    if not plan.needs_text:
         return None
     return str(job.data) if job.data else OWN_SAMPLES
 

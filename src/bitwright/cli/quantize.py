@@ -15,6 +15,7 @@ from bitwright.cli.output import (
     interruptible,
     megabytes,
     note,
+    parse_size,
     print_json,
     progress,
     quiet_stdout,
@@ -87,7 +88,7 @@ def quantize(
         raise BadInput(f"--quality decides by itself: leave out {next(name for name in taken if taken[name])}.")
     job = make_job(
         model=model, out=out or Path("not-written"), recipe=recipe or "gptq", bits=bits,
-        target_bytes=_size(target_size), target_bpw=target_bpw, max_kl=max_kl,
+        target_bytes=parse_size(target_size, "--target-size"), target_bpw=target_bpw, max_kl=max_kl,
         min_speed=min_speed, max_bit_operations=None if max_bops is None else round(max_bops * 1e9),
         score=score, plan=plan, settings=settings or [], data=data, tokens=tokens, length=length, seed=seed,
         max_memory=_bytes(max_memory), threads=threads,
@@ -239,15 +240,3 @@ def print_summary(told: dict[str, Any]) -> None:
 
 def _bytes(megabytes: float | None) -> int | None:
     return None if megabytes is None else round(megabytes * 1e6)
-
-
-def _size(text: str | None) -> int | None:
-    """Bytes of "45MB", "45" (also MB), "1.2GB" or "500kB"."""
-    if text is None:
-        return None
-    number = text.strip().lower().removesuffix("b")
-    unit = {"k": 1e3, "m": 1e6, "g": 1e9}.get(number[-1:])
-    try:
-        return round(float(number[:-1] if unit else number) * (unit or 1e6))
-    except (ValueError, OverflowError):
-        raise BadInput(f"--target-size {text}: give a size such as 45MB or 1.2GB.") from None

@@ -5,18 +5,19 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitwright.errors import BitwrightError
+from bitwright.errors import BadInput, BitwrightError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bitwright.artifact.layout import Calibration, Manifest
+    from bitwright.artifact.read import Artifact
     from bitwright.models.source import Source
     from bitwright.runtime.generate import EngineChoice, Generator
     from bitwright.runtime.linear import Activations
@@ -39,12 +40,22 @@ class Subject:
     tokenizer: Callable[[], PreTrainedTokenizerBase]
     parent: tuple[str, str] | None  # name and digest of the float model it was made from
     seen: dict[str, Calibration]  # what was done with it ("calibrated", "tuned") -> on which text
+    resize: Callable[[int | None], None] | None = None  # use so many bytes of its file; only with a budget
 
 
-def open_subject(path: str, activations: Activations = "int8", engine: EngineChoice = "auto") -> Subject:
-    """A bitwright folder or a float source, checked but not loaded. Float models always run in torch."""
+def open_subject(
+    path: str, activations: Activations = "int8", engine: EngineChoice = "auto", budget: int | None = None
+) -> Subject:
+    """A bitwright folder or a float source, checked but not loaded. Float models always run in torch.
+
+    With a `budget` only so many bytes of the folder's weight file are read, now.
+    """
     if is_packed(Path(path)):
+        if budget is not None:
+            return _elastic(Path(path), path, activations, engine, budget)
         return _packed(Path(path), path, activations, engine)
+    if budget is not None:
+        raise BadInput(f"{path} is a float model, which is used whole: leave out --budget.")
     from bitwright.models.source import open_source
 
     return _float(open_source(path))
@@ -80,14 +91,43 @@ def parent_of(subject: Subject) -> tuple[Subject | None, str]:
 
 def _packed(path: Path, name: str, activations: Activations, choice: EngineChoice) -> Subject:
     from bitwright.artifact.read import open_artifact
-    from bitwright.models.folder import read_tokenizer
-    from bitwright.runtime.generate import open_generator, why_torch
-    from bitwright.runtime.load import read_config
-    from bitwright.spec import fingerprint
+    from bitwright.runtime.generate import open_generator
 
     artifact = open_artifact(path)
     manifest = artifact.manifest
+    bits = None if manifest is None else manifest.totals.stored_bits_per_weight
+    speaker = cache(lambda: open_generator(artifact, activations, choice))
+    return _of_artifact(artifact, name, activations, choice, artifact.file_bytes(), bits, speaker)
+
+
+def _elastic(path: Path, name: str, activations: Activations, choice: EngineChoice, budget: int) -> Subject:
+    from bitwright.runtime.describe import loaded_bits
+    from bitwright.runtime.elastic import ElasticModel
+
+    model = ElasticModel(path, budget, activations, choice)
+    prefix = model.prefix
+    found = _of_artifact(prefix.artifact, name, activations, choice, model.bytes, loaded_bits(prefix), model.generator)
+    return replace(found, resize=model.resize)
+
+
+def _of_artifact(
+    artifact: Artifact,
+    name: str,
+    activations: Activations,
+    choice: EngineChoice,
+    used: int,
+    bits: float | None,
+    speaker: Callable[[], Generator],
+) -> Subject:
+    """`used` bytes of an artifact at so many bits a weight."""
+    from bitwright.models.folder import read_tokenizer
+    from bitwright.runtime.generate import why_torch
+    from bitwright.runtime.load import read_config
+    from bitwright.spec import fingerprint
+
+    manifest = artifact.manifest
     hashes = None if manifest is None else [row.sha256 for row in manifest.files if row.name.endswith(".safetensors")]
+    part = {} if used == artifact.file_bytes() else {"bytes": used}
     lineage = {} if manifest is None else manifest.lineage
     known = isinstance(lineage.get("name"), str) and isinstance(lineage.get("digest"), str)
     gc.freeze()  # what imports made is never garbage: a collection that walks through it would take a fifth of a second
@@ -96,13 +136,13 @@ def _packed(path: Path, name: str, activations: Activations, choice: EngineChoic
     return Subject(
         name=name,
         packed=True,
-        file_bytes=artifact.file_bytes(),
-        stored_bits=None if manifest is None else manifest.totals.stored_bits_per_weight,
-        fingerprint=None if hashes is None else fingerprint({"files": hashes, **arithmetic}),
+        file_bytes=used,
+        stored_bits=bits,
+        fingerprint=None if hashes is None else fingerprint({"files": hashes, **part, **arithmetic}),
         positions=_positions(artifact.config),
         engine=engine,
-        speaker=cache(lambda: open_generator(artifact, activations, choice)),
-        tokenizer=cache(lambda: read_tokenizer(path)),
+        speaker=speaker,
+        tokenizer=cache(lambda: read_tokenizer(artifact.path)),
         parent=(str(lineage["name"]), str(lineage["digest"])) if known else None,
         seen=_seen(manifest),
     )

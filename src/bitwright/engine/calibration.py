@@ -68,6 +68,11 @@ def _samples(job: Job, source: Source, count: int, progress: Progress) -> Tensor
     )
 
 
+def sense(ids: Tensor) -> Tensor:
+    """The sequences [S, T] on which sensitivities are measured."""
+    return ids[: max(1, SENSE // ids.shape[1])]
+
+
 def sensitivities(job: Job, menu: Menu, source: Source, structure: Structure, progress: Progress) -> Table:
     """The table of this model, calibration text and solver, with every format of the menu."""
     from bitwright.sensitivity.measure import Bench
@@ -75,7 +80,7 @@ def sensitivities(job: Job, menu: Menu, source: Source, structure: Structure, pr
     refuse_whole_model(job, source, "measuring sensitivities", "give --bits")
     recipe, _ = settings.choose(job.recipe, job.settings, None, [])
     ids, row = calibration(job, source, progress)
-    ids = ids[: max(1, SENSE // ids.shape[1])]
+    ids = sense(ids)
     with Workers(job.threads or cores()) as workers:
         solvers = recipe.solver, recipe.embedding_solver
         bench = Bench(source, structure, ids, *solvers, cache_folder() / "sensitivity", workers.map, progress)

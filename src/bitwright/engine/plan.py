@@ -9,6 +9,7 @@ import torch
 
 from bitwright.artifact.layout import Origin, Quantization, RecipeRow, Weight
 from bitwright.artifact.plan import Part, plan_rows, totals
+from bitwright.artifact.steps import Step, levels
 from bitwright.artifact.write import Contents, predicted_bytes
 from bitwright.bits import Bits, total
 from bitwright.engine import plan_file, settings
@@ -53,6 +54,15 @@ class Plan:
         """Of the block linears, everything counted."""
         rows = plan_rows(self.contents.quantization, self.contents.parts)
         return totals(rows, self.contents.kept, self.file_bytes).stored_bits_per_weight
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether anything is measured on calibration text."""
+        return self.recipe.solver.needs_hessian or bool(self.contents.steps)
+
+    def ordered(self, steps: tuple[Step, ...]) -> Plan:
+        """The same plan with its steps in this order."""
+        return replace(self, contents=replace(self.contents, steps=steps))
 
     def signed(self, origin: Origin) -> Plan:
         """The same plan with its origin known."""
@@ -206,7 +216,8 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
         fingerprint="",
     )
     config = source.config.to_dict() | {"dtype": _float_type(kept)}
-    return Plan(recipe, caution, Contents(config, quantization, kept, origin, parts), formats)
+    contents = Contents(config, quantization, kept, origin, parts, levels(quantization))
+    return Plan(recipe, caution, contents, formats)
 
 
 def _check_rows_apart(fmt: Format) -> None:

@@ -19,7 +19,8 @@ from bitwright.artifact.layout import Calibration, Manifest, Origin
 from bitwright.artifact.write import write_artifact, write_manifest
 from bitwright.engine import settings
 from bitwright.engine.allocation import Decision
-from bitwright.engine.calibration import calibration, sensitivities
+from bitwright.engine.calibration import calibration, refuse_whole_model, sense, sensitivities
+from bitwright.engine.elastic import Ranking
 from bitwright.engine.estimate import BATCH, sequence_length, threads_for
 from bitwright.engine.job import Job
 from bitwright.engine.journal import Journal
@@ -69,12 +70,22 @@ def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> Prepa
     sequence_length(job, source)
     menu = settings.menu(job)
     if menu is None:
-        return source, structure, make_plan(job, source, structure)
+        plan = make_plan(job, source, structure)
+        if plan.contents.steps:
+            _refuse_unordered(job, source, structure)
+        return source, structure, plan
     if any(block.experts for block in structure.blocks):
         return source, structure, _one_format(job, source, structure)
     refuse_unreachable(job, menu, source, structure)
     table = sensitivities(job, menu, source, structure, progress)
     return source, structure, make_plan(job, source, structure, table, progress)
+
+
+def _refuse_unordered(job: Job, source: Source, structure: Structure) -> None:
+    """`Refused` where blocks of weights could be made, but not put in order."""
+    if any(block.experts for block in structure.blocks):
+        raise Refused("sensitivities of stacked experts are not measured yet: give a recipe without blocks, gptq say.")
+    refuse_whole_model(job, source, "putting blocks in order", "give more memory, or a recipe without blocks")
 
 
 def _one_format(job: Job, source: Source, structure: Structure) -> Plan:
@@ -97,20 +108,30 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None, prepare
     with lock(job.out):
         source, structure, plan = prepared or prepare(job, progress)
         threads = threads_for(job, source, structure)
-        ids, row = calibration(job, source, progress) if plan.recipe.solver.needs_hessian else (None, None)
+        ids, row = calibration(job, source, progress) if plan.needs_text else (None, None)
         identity = _identity(job, source, plan, row)
         journal = Journal(job.out, identity)
         plan = plan.signed(_origin(plan, source, row, journal.fingerprint, job))
         with Workers(threads) as workers:
-            run = _start(plan, source, structure, journal, workers, ids, progress)
+            seen = ids if plan.recipe.solver.needs_hessian else None
+            run = _start(plan, source, structure, journal, workers, seen, progress)
             run.blocks()
             run.tables()
+            tensor = _stored(plan, source, structure, journal)
+            ranking = None
+            if plan.contents.steps:
+                assert ids is not None
+                assert row is not None
+                ranking = Ranking(source, structure, plan, journal, tensor, sense(ids), row, progress)
+                plan = plan.ordered(ranking.steps(workers))
         progress("writing", 0, 1)
-        tensor = _stored(plan, source, structure, journal)
         with draft(job.out) as folder:
             manifest = write_artifact(folder, plan.contents, tensor, source.save_companions)
             progress("verifying", 0, 1)
             manifest = verified(folder, plan.contents, tensor, manifest)
+            if ranking is not None:
+                with Workers(threads) as workers:
+                    manifest = manifest.model_copy(update={"elastic": ranking.curve(folder, workers)})
             write_manifest(folder, manifest)
         errors = _errors(structure, journal)
         journal.remove()

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from bitwright.artifact.layout import Manifest, Weight
-from bitwright.artifact.plan import plan_rows
+from bitwright.artifact.plan import block_bits, plan_rows
+from bitwright.artifact.prefix import Prefix
 from bitwright.artifact.read import Artifact
+from bitwright.artifact.steps import beginning, placed
 from bitwright.bits import Bits, total
 from bitwright.protocols import Format
 from bitwright.runtime.linear import QLinear
@@ -37,8 +39,36 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "weights": weights,
         "kept": list(artifact.kept),
         "tied": [list(pair) for pair in artifact.quantization.tied],
+        "beginnings": beginnings(artifact),
         **_origin(manifest),
     }
+
+
+def loaded_bits(prefix: Prefix) -> float:
+    """Stored bits a weight of the block linears, of the blocks that are in memory."""
+    return _bits_of(prefix.artifact, prefix.blocks)
+
+
+def beginnings(artifact: Artifact) -> dict[str, Any] | None:
+    """What parts of the weight file can be used, and how good they were found; None if only the whole can."""
+    manifest = artifact.manifest
+    if manifest is None or manifest.elastic is None:
+        return None
+    smallest, steps = placed(artifact.files[0].entries, artifact.quantization, str(artifact.path))
+    points, reached = [], dict.fromkeys((own.step.weight for own in steps), 1)
+    left = list(steps)
+    for point in manifest.elastic.curve:
+        while left and left[0].stop <= point.bytes:
+            reached[left.pop(0).step.weight] += 1
+        points.append({"bytes": point.bytes, "stored_bits_per_weight": _bits_of(artifact, reached), "kl": point.kl})
+    return {"smallest_bytes": smallest, "steps": len(steps), "tokens": manifest.elastic.tokens, "curve": points}
+
+
+def _bits_of(artifact: Artifact, blocks: Mapping[str, int]) -> float:
+    """Stored bits a weight of the block linears with so many blocks of each weight."""
+    parts = {} if artifact.manifest is None else {row.name: row.part for row in artifact.manifest.plan}
+    quantization, _ = beginning(artifact.quantization, artifact.formats, blocks)
+    return block_bits(plan_rows(quantization, parts))
 
 
 def code_path(fmt: Format, weight: Weight, table: bool) -> str:

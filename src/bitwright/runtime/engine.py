@@ -129,9 +129,10 @@ def build(model: Any, threads: int = 0, fine_cache: bool = False) -> Engine:
     return _engine(read_plan(model.config, ModuleWeights(model), fine_cache), threads)
 
 
-def open_engine(artifact: Artifact, threads: int = 0, fine_cache: bool = False) -> Engine:
+def open_engine(artifact: Artifact, threads: int = 0, fine_cache: bool = False, in_place: bool = False) -> Engine:
     """The engine of an artifact, without the modules of its model; else as `build`.
 
+    `in_place`: weights are read where the artifact has them and never copied: slower, but in memory once.
     `BadArtifact` where config.json and tensors contradict each other.
     """
     from bitwright.runtime.load import UNBUILDABLE, not_a_model, read_config
@@ -140,7 +141,7 @@ def open_engine(artifact: Artifact, threads: int = 0, fine_cache: bool = False) 
     try:
         _require(config)
         weights = StoredWeights(artifact, config.tie_word_embeddings)
-        plan = read_plan(config, weights, fine_cache)
+        plan = read_plan(config, weights, fine_cache, in_place)
         weights.finish()
         return _engine(plan, threads)
     except UNBUILDABLE as error:

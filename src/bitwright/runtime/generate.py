@@ -76,8 +76,13 @@ def generator(model: PreTrainedModel, choice: EngineChoice = "auto") -> Generato
     return Generator(build(model, torch.get_num_threads(), fine_cache=True), ends, _compiled())
 
 
-def open_generator(artifact: Artifact, activations: Activations, choice: EngineChoice = "auto") -> Generator:
-    """`generator` of an artifact, which the compiled engine reads without the modules of the model."""
+def open_generator(
+    artifact: Artifact, activations: Activations, choice: EngineChoice = "auto", in_place: bool = False
+) -> Generator:
+    """`generator` of an artifact, which the compiled engine reads without the modules of the model.
+
+    `in_place` as in `open_engine`.
+    """
     from bitwright.runtime.load import load_artifact, read_config
 
     config = read_config(artifact.config)
@@ -85,7 +90,8 @@ def open_generator(artifact: Artifact, activations: Activations, choice: EngineC
         return generator(load_artifact(artifact, activations), choice)
     settings = artifact.generation_config
     ends = _tokens(config.eos_token_id if settings is None else settings.get("eos_token_id"))
-    return Generator(open_engine(artifact, torch.get_num_threads(), fine_cache=True), ends, _compiled())
+    engine = open_engine(artifact, torch.get_num_threads(), fine_cache=True, in_place=in_place)
+    return Generator(engine, ends, _compiled())
 
 
 def _compiled() -> str:

@@ -62,6 +62,7 @@ class Plan:
     logit_cap: float
     gelu: bool  # else SiLU
     fine_cache: bool
+    in_place: bool  # weights stay where they lie, else they are copied side by side, from where they stream faster
     frequencies: list[Tensor]
     rope_scales: list[float]
     layers: list[Layer]
@@ -113,7 +114,7 @@ def refusal(config: Any) -> str | None:
     return None
 
 
-def read_plan(config: Any, weights: Weights, fine_cache: bool) -> Plan:
+def read_plan(config: Any, weights: Weights, fine_cache: bool, in_place: bool = False) -> Plan:
     """The plan of a causal language model whose transformers config `refusal` has nothing against."""
     kinds = _rope_kinds(config)
     gemma, head_dim = _gemma(config), _head_dim(config)
@@ -132,6 +133,7 @@ def read_plan(config: Any, weights: Weights, fine_cache: bool) -> Plan:
         logit_cap=getattr(config, "final_logit_softcapping", None) or 0.0,
         gelu=_activation(config) != "silu",
         fine_cache=fine_cache,
+        in_place=in_place,
         frequencies=[frequencies for frequencies, _ in kinds.values()],
         rope_scales=[factor for _, factor in kinds.values()],
         layers=[_layer(config, weights, i, list(kinds)) for i in range(config.num_hidden_layers)],

@@ -65,6 +65,13 @@ def losses(
     return found
 
 
+def divergence(change: Tensor, seen: Observed) -> float:
+    """KL divergence a token in nats of a change [R, C] of all rows, from the Fisher information."""
+    share = seen.gradient / seen.gradient.sum().clamp(min=1e-30)
+    guided = ((change @ seen.guided) * change).sum(1) * share
+    return 0.5 * float(guided.sum(dtype=torch.float64)) / seen.gram.tokens
+
+
 def _estimate(change: Tensor, sampled: _Sample, seen: Observed, curvature: Hessian) -> Losses:
     def over_rows(values: Tensor) -> float:
         return float((values.double() * sampled.weights).sum())
