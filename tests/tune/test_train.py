@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bitwright.artifact.read import open_artifact
+from bitwright.artifact.read import Artifact, open_artifact
 from bitwright.engine import run as engine
 from bitwright.engine.job import Job
 from bitwright.engine.run import Result, quantize
-from bitwright.errors import BadInput
+from bitwright.errors import BadInput, WorkFailed
 from bitwright.learning import Learning
+from bitwright.runtime.linear import set_activations
+from bitwright.runtime.load import load
 from bitwright.tune import course
 from bitwright.tune import run as running
 from bitwright.tune.run import Tuned, tune
 from bitwright.tune.settings import Tuning, learning, of_recipe
 from bitwright.tune.stages import start_of, train
+from bitwright.tune.student import Student
 
 SHORT = {"batch": "2", "length": "32"}
 
@@ -80,6 +84,31 @@ def test_killed_and_repeated_gives_the_same_bytes(
         )
         assert whole == parts
     assert [job.recipe for job in quantized] == ["onebit", "pb-llm"]
+
+
+@pytest.mark.usefixtures("unverified")
+def test_what_was_trained_is_what_was_written(
+    tiny_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Student] = []
+    check = Student.same
+
+    def same(self: Student, artifact: Artifact) -> None:
+        trained.append(self)
+        check(self, artifact)
+
+    monkeypatch.setattr(Student, "same", same)
+    monkeypatch.setattr(running, "product_type", lambda: torch.float32)
+    train(*jobs(tiny_model, text, tmp_path / "out", "onebit", rate="0.05"))
+    (student,) = trained
+    packed = load(tmp_path / "out")
+    set_activations(packed, "float")
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.allclose(packed(ids).logits, student.model(ids).logits, atol=1e-6)
+        next(iter(student.parameters.values()))[0, 0] += 1e-3
+    with pytest.raises(WorkFailed, match="other values than it was trained with"):
+        student.same(open_artifact(tmp_path / "out"))
 
 
 def test_too_little_text_is_said_before_any_work(tiny_model: Path, text: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Tuned:
 
     manifest: Manifest
     seconds: float
-    tokens_per_second: float  # while learning, in this process
+    tokens_per_second: float  # while learning, since the last interruption
 
 
 def tune(
