@@ -277,13 +277,18 @@ class Recipe:
     embedding_solver: Solver | None = None  # where the head is, or shares the embedding; None: rounding to nearest
     rules: tuple[tuple[str, Format], ...] = ()  # (name pattern, format): the first match wins over `format`
     keep: tuple[str, ...] = ()  # name patterns of linears that stay as they are
+    affinity: float = 0.0  # experts: statistics weigh a token with (routing weight) ^ affinity
     propagate: bool = True  # statistics see inputs from already quantized layers; False: from the float model
 
-    def format_of(self, name: str) -> Format | None:
-        """The format of a linear, None where it is kept."""
-        if any(fnmatchcase(name, pattern) for pattern in self.keep):
+    def format_of(self, *names: str) -> Format | None:
+        """The format of a linear, None where it is kept; an expert goes by its own name and by that of its stack."""
+
+        def meant(pattern: str) -> bool:
+            return any(fnmatchcase(name, pattern) for name in names)
+
+        if any(map(meant, self.keep)):
             return None
-        return next((fmt for pattern, fmt in self.rules if fnmatchcase(name, pattern)), self.format)
+        return next((fmt for pattern, fmt in self.rules if meant(pattern)), self.format)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -52,6 +53,17 @@ class Weight(Strict):
     def experts(self) -> int:
         """Matrices in the stack, 1 where there is none."""
         return self.shape[0] if len(self.shape) == 3 else 1
+
+
+def expert_name(stack: str, expert: int) -> str:
+    """The weight of one expert, of a stack whose experts have formats of their own."""
+    return f"{stack}.expert{expert}"
+
+
+def expert_of(name: str) -> tuple[str, int] | None:
+    """Stack and number of an expert with a format of its own; None for other weights."""
+    found = re.fullmatch(r"(.+)\.expert(\d{1,5})", name)
+    return None if found is None else (found[1], int(found[2]))
 
 
 class Quantization(Strict):

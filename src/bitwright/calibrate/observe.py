@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bitwright.errors import WorkFailed
+from bitwright.errors import Refused, WorkFailed
 from bitwright.linalg import Hessian
 
 Run = Callable[[Tensor], Tensor]
+PRODUCTS = ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__")
 MASSIVE = 10  # times the median energy: above this, a token's energy says nothing about the others
 
 
@@ -71,28 +72,56 @@ def gram(run: Run, layer: nn.Linear, batch: Tensor) -> Gram:
 
 
 class _WatchExperts(TorchFunctionMode):
-    """Collects the inputs of each expert of one stacked parameter [E, R, C]; the run goes on to its end."""
+    """Collects the inputs of each expert of one stacked parameter [E, R, C]; the run goes on to its end.
 
-    def __init__(self, stack: Tensor) -> None:
+    With an `affinity` a token counts with its routing weight to that power: the next column of as many numbers that
+    something is multiplied by.
+    """
+
+    def __init__(self, stack: Tensor, affinity: float) -> None:
         self.first = stack.data_ptr()
         self.step = stack.stride(0) * stack.element_size()
         self.shape = stack.shape
+        self.affinity = affinity
+        self.waiting: tuple[int, Tensor] | None = None  # inputs of an expert whose routing weights are still to come
         self.grams: dict[int, Gram] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and args[1].shape == self.shape[1:]:
             expert, rest = divmod(args[1].data_ptr() - self.first, self.step)
             if rest == 0 and 0 <= expert < self.shape[0]:
-                own = Gram.of(args[0])
-                self.grams[expert] = self.grams[expert].plus(own) if expert in self.grams else own
+                self._arrived(expert, args[0])
+        elif self.waiting is not None and getattr(func, "__name__", "") in PRODUCTS:
+            expert, x = self.waiting
+            column = next((a for a in args[:2] if isinstance(a, Tensor) and a.shape == (len(x), 1)), None)
+            if column is not None:
+                self.waiting = None
+                self._add(expert, x * column ** (self.affinity / 2))
         return func(*args, **(kwargs or {}))
 
+    def _arrived(self, expert: int, x: Tensor) -> None:
+        self.check()
+        if self.affinity == 0:
+            self._add(expert, x)
+        else:
+            self.waiting = expert, x
 
-def expert_grams(run: Run, stack: Tensor, batch: Tensor) -> dict[int, Gram]:
-    """As `gram`, for each expert that the batch reaches."""
-    watch = _WatchExperts(stack)
+    def _add(self, expert: int, x: Tensor) -> None:
+        own = Gram.of(x)
+        self.grams[expert] = self.grams[expert].plus(own) if expert in self.grams else own
+
+    def check(self) -> None:
+        """`Refused` if an expert's output was not multiplied by routing weights."""
+        if self.waiting is not None:
+            raise Refused("the outputs of experts are not multiplied by routing weights here: set affinity=0.")
+
+
+def expert_grams(run: Run, stack: Tensor, batch: Tensor, affinity: float = 0.0) -> dict[int, Gram]:
+    """As `gram`, for each expert that the batch reaches; tokens count with (routing weight) ^ affinity."""
+    watch = _WatchExperts(stack, affinity)
     with watch:
         run(batch)
+    watch.check()
     return watch.grams
 
 

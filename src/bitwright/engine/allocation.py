@@ -100,14 +100,18 @@ def decide(
     """
     score = job.score or menu.score
     free = bool(tables) and bool(menu.tables) and job.target_bpw is None and recipe.embedding is not None
-    chosen = shapes | tables if free else shapes
     formats = {label(fmt): fmt for fmt in (*menu.formats, *menu.tables)}
     base = planned(recipe)
     latency = timed(shapes, head_of(tables) if free else {}) if job.min_speed else None
     units = make_units(score, menu, table, shapes, tables if free else {}, latency)
     rest = Rest(
         # The choice changes the headers a little.
-        base.file_bytes - sum(stored_bytes(base.formats[name], shape) for name, shape in chosen.items()),
+        base.file_bytes
+        - sum(
+            stored_bytes(base.formats[weight.name], weight.shape)
+            for weight in base.contents.quantization.weights
+            if free or weight.name not in base.contents.parts
+        ),
         sum(bit_operations(base.formats[n], s) for n, s in head_of(tables).items() if n in base.formats and not free),
         None if latency is None else latency.rest,
     )

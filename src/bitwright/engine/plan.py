@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bitwright.artifact.layout import Origin, Quantization, RecipeRow, Weight
+from bitwright.artifact.layout import Origin, Quantization, RecipeRow, Weight, expert_name, expert_of
 from bitwright.artifact.plan import Part, plan_rows, totals
 from bitwright.artifact.steps import Step, levels
 from bitwright.artifact.write import Contents, predicted_bytes
@@ -63,6 +63,13 @@ class Plan:
     def ordered(self, steps: tuple[Step, ...]) -> Plan:
         """The same plan with its steps in this order."""
         return replace(self, contents=replace(self.contents, steps=steps))
+
+    def expert_formats(self, stack: str, experts: int) -> list[Format] | None:
+        """Of the experts of a stack; None where they are kept."""
+        if stack in self.formats:
+            return [self.formats[stack]] * experts
+        own = [self.formats.get(expert_name(stack, e)) for e in range(experts)]
+        return [fmt for fmt in own if fmt is not None] or None
 
     def signed(self, origin: Origin) -> Plan:
         """The same plan with its origin known."""
@@ -128,7 +135,7 @@ def _cheapest(formats: tuple[Format, ...], shape: tuple[int, ...]) -> Format:
 
 def _mixed(job: Job, source: Source, structure: Structure, table: Table | None, progress: Progress) -> Plan:
     recipe, caution = settings.choose(job.recipe, job.settings, None, [])
-    weights = dict(block_weights(source, structure))
+    weights = dict(matrix for weight in block_weights(source, structure) for matrix in _experts(*weight))
 
     def planned(recipe: Recipe) -> Plan:
         return _planned(recipe, caution, source, structure, job.settings)
@@ -192,9 +199,7 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
         if structure.tied and structure.head:
             tied = ((structure.head, structure.embedding),)
     for name, shape in block_weights(source, structure):
-        fmt = recipe.format_of(name)
-        if fmt is not None:
-            weights.append((name, shape, fmt))
+        weights += [(n, s, fmt) for n, s, fmt in _stored_as(recipe, name, shape) if fmt is not None]
     if recipe.embedding is not None and structure.head and not structure.tied:
         weights.append((structure.head, source.shape(structure.head + ".weight"), recipe.embedding))
         parts[structure.head] = "head"
@@ -206,6 +211,7 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
         tied=tied,
     )
     stored = {n + ".weight" for n, _, _ in weights} | {n for n, shape, _ in weights if len(shape) == 3}
+    stored |= {part[0] for n, _, _ in weights if (part := expert_of(n)) is not None}
     kept = {}
     for name in source.names():
         if name not in stored:
@@ -218,6 +224,19 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
     config = source.config.to_dict() | {"dtype": _float_type(kept)}
     contents = Contents(config, quantization, kept, origin, parts, levels(quantization))
     return Plan(recipe, caution, contents, formats)
+
+
+def _stored_as(recipe: Recipe, name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], Format | None]]:
+    """A weight as it is, or the experts of a stack one by one where their formats differ."""
+    if len(shape) == 2:
+        return [(name, shape, recipe.format_of(name))]
+    experts = [(expert_name(name, e), shape[1:], recipe.format_of(expert_name(name, e), name)) for e in range(shape[0])]
+    formats = {fmt for _, _, fmt in experts}
+    if len(formats) == 1:
+        return [(name, shape, formats.pop())]
+    if None in formats:
+        raise Refused(f"some experts of {name} have a format and some are kept: keep all of them or none.")
+    return experts
 
 
 def _check_rows_apart(fmt: Format) -> None:
@@ -249,6 +268,13 @@ def block_weights(source: Source, structure: Structure) -> list[tuple[str, tuple
 
 def _matrices(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(shape[-2], shape[-1])] * (shape[0] if len(shape) == 3 else 1)
+
+
+def _experts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    """What can have a format of its own: a matrix, or each expert of a stack."""
+    if len(shape) == 2:
+        return [(name, shape)]
+    return [(expert_name(name, e), shape[1:]) for e in range(shape[0])]
 
 
 def _version() -> str:

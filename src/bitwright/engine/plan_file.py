@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from bitwright.artifact.layout import expert_of
 from bitwright.artifact.write import write_text
 from bitwright.errors import BadInput, BitwrightError
 from bitwright.protocols import Format, Recipe
@@ -27,7 +28,10 @@ def write(path: Path, recipe: Recipe, chosen: dict[str, Format]) -> None:
 
 
 def read(path: Path, recipe: Recipe, names: tuple[str, ...]) -> Recipe:
-    """The recipe with the formats of a plan; every one of `names` must match a pattern, and every pattern a name."""
+    """The recipe with the formats of a plan; every one of `names` must match a pattern, and every pattern a name.
+
+    An expert is matched by its own name or by that of its stack.
+    """
     told = _load(path)
     try:
         formats = {name: from_spec(spec) for name, spec in told["formats"].items()}
@@ -41,10 +45,15 @@ def read(path: Path, recipe: Recipe, names: tuple[str, ...]) -> Recipe:
         return fmt
 
     rules = tuple((pattern, named(name, pattern)) for pattern, name in told["weights"].items())
-    idle = [pattern for pattern, _ in rules if not any(fnmatchcase(name, pattern) for name in names)]
+    known = {name: (name, *(expert_of(name) or ())[:1]) for name in names}
+
+    def matches(pattern: str, name: str) -> bool:
+        return any(fnmatchcase(str(own), pattern) for own in known[name])
+
+    idle = [pattern for pattern, _ in rules if not any(matches(pattern, name) for name in names)]
     if idle:
         raise BadInput(f"{path}: {idle[0]} is no weight of this model: correct the name, or take the line out.")
-    left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern, _ in rules)]
+    left = [name for name in names if not any(matches(pattern, name) for pattern, _ in rules)]
     if left:
         raise BadInput(f"{path}: {left[0]} has no format: add a line, or a pattern such as '*' at the end.")
     embedding = None if told["embedding"] is None else named(told["embedding"], "embedding")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bitwright.artifact.layout import expert_name
 from bitwright.calibrate.observe import Gram, expert_grams, expert_hessians, gram, hessian
 from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan
@@ -114,10 +115,10 @@ class Run:
                 errors[f"{part.path}.{name}"] = error
         for experts in part.experts:
             name = f"{part.path}.{experts.name}"
-            if name in self.plan.formats:
-                solved, missing = self._solve_experts(index, block, experts.name, name)
-                for role in solved[0].planes:
-                    tensors[f"{name}.{role}"] = torch.stack([q.planes[role] for q in solved])
+            formats = self.plan.expert_formats(name, experts.shape[0])
+            if formats is not None:
+                solved, missing = self._solve_experts(index, block, experts.name, name, formats)
+                tensors |= self._expert_planes(name, solved)
                 unseen += missing
         return tensors, {"errors": errors, "unseen": unseen}
 
@@ -138,7 +139,8 @@ class Run:
         def solve(item: tuple[str, nn.Module]) -> tuple[QTensor, float]:
             name, layer = item
             assert isinstance(layer, nn.Linear)
-            return self._solve(f"{part.path}.{name}", layer.weight, statistics)
+            path = f"{part.path}.{name}"
+            return self._solve(path, layer.weight, self.plan.formats[path], statistics)
 
         found = dict(zip(layers, self.workers.map(solve, layers.items()), strict=True))
         if self.plan.recipe.propagate:
@@ -146,9 +148,9 @@ class Run:
                 layer.weight = nn.Parameter(found[name][0].dequantize(), requires_grad=False)
         return found
 
-    def _solve(self, name: str, w: Tensor, statistics: Hessian | None) -> tuple[QTensor, float]:
+    def _solve(self, name: str, w: Tensor, fmt: Format, statistics: Hessian | None) -> tuple[QTensor, float]:
         """The packed weight and its output error relative to the output (to the weight, without statistics)."""
-        q = self.plan.recipe.solver.solve(w, self.plan.formats[name], statistics)
+        q = self.plan.recipe.solver.solve(w, fmt, statistics)
         decoded = q.dequantize()
         if not bool(decoded.isfinite().all()):
             raise WorkFailed(f"quantizing {name} gave non-finite weights: raise solver.damping.")
@@ -156,19 +158,29 @@ class Run:
             return q, float((decoded - w).square().sum() / w.square().sum().clamp(min=1e-30))
         return q, statistics.error(decoded - w) / max(statistics.error(w), 1e-30)
 
-    def _solve_experts(self, index: int, block: nn.Module, relative: str, name: str) -> tuple[list[QTensor], list[str]]:
+    def _expert_planes(self, name: str, solved: list[QTensor]) -> dict[str, Tensor]:
+        """Of a stack, in one piece where all experts have one format."""
+        if name in self.plan.formats:
+            return {f"{name}.{role}": torch.stack([q.planes[role] for q in solved]) for role in solved[0].planes}
+        return {f"{expert_name(name, e)}.{k}": plane for e, q in enumerate(solved) for k, plane in q.planes.items()}
+
+    def _solve_experts(
+        self, index: int, block: nn.Module, relative: str, name: str, formats: list[Format]
+    ) -> tuple[list[QTensor], list[str]]:
         stack = block.get_parameter(relative)
         statistics: dict[int, Hessian | None] = {}
         if self.plan.recipe.solver.needs_hessian:
             run = self._runner(index, block)
-            seen = self.workers.map(lambda batch: expert_grams(run, stack, batch), self._batches())
+            seen = self.workers.map(
+                lambda batch: expert_grams(run, stack, batch, self.plan.recipe.affinity), self._batches()
+            )
             statistics = expert_hessians(seen, stack.shape[0], name)
         missing = [f"{name}[{e}]" for e, h in statistics.items() if h is None]
         for label in missing:
             log.warning("%s saw no calibration token: solved from its weights alone", label)
 
         def solve(e: int) -> QTensor:
-            return self._solve(name, stack[e], statistics.get(e))[0]
+            return self._solve(name, stack[e], formats[e], statistics.get(e))[0]
 
         solved = list(self.workers.map(solve, range(stack.shape[0])))
         if self.plan.recipe.propagate:
@@ -189,11 +201,13 @@ class Run:
                 q = QTensor(fmt, (layer.out_features, layer.in_features), planes(name))
                 layer.weight = nn.Parameter(q.dequantize(), requires_grad=False)
         for experts in part.experts:
-            stack, fmt = block.get_parameter(experts.name), self.plan.formats.get(f"{part.path}.{experts.name}")
-            if fmt is not None:
-                for e in range(experts.shape[0]):
+            stack, name = block.get_parameter(experts.name), f"{part.path}.{experts.name}"
+            for e, fmt in enumerate(self.plan.expert_formats(name, experts.shape[0]) or ()):
+                if name in self.plan.formats:
                     own = {role: plane[e] for role, plane in planes(experts.name).items()}
-                    stack[e] = QTensor(fmt, experts.shape[1:], own).dequantize()
+                else:
+                    own = planes(expert_name(experts.name, e))
+                stack[e] = QTensor(fmt, experts.shape[1:], own).dequantize()
 
     def _advance(self, index: int, block: nn.Module) -> None:
         """Outputs of the block as it is now become the inputs of the next."""

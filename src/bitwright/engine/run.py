@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitwright.artifact.folder import draft, lock, require_free, writing
-from bitwright.artifact.layout import Calibration, Manifest, Origin
+from bitwright.artifact.layout import Calibration, Manifest, Origin, expert_of
 from bitwright.artifact.write import write_artifact, write_manifest
 from bitwright.engine import settings
 from bitwright.engine.allocation import Decision
@@ -74,8 +74,8 @@ def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> Prepa
         if plan.contents.steps:
             _refuse_unordered(job, source, structure)
         return source, structure, plan
-    if any(block.experts for block in structure.blocks):
-        return source, structure, _one_format(job, source, structure)
+    if job.min_speed is not None and any(block.experts for block in structure.blocks):
+        raise Refused("the time of experts depends on the text: leave out --min-speed.")
     refuse_unreachable(job, menu, source, structure)
     table = sensitivities(job, menu, source, structure, progress)
     return source, structure, make_plan(job, source, structure, table, progress)
@@ -84,16 +84,8 @@ def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> Prepa
 def _refuse_unordered(job: Job, source: Source, structure: Structure) -> None:
     """`Refused` where blocks of weights could be made, but not put in order."""
     if any(block.experts for block in structure.blocks):
-        raise Refused("sensitivities of stacked experts are not measured yet: give a recipe without blocks, gptq say.")
+        raise Refused("blocks of stacked experts cannot be put in order: give a recipe without blocks, gptq say.")
     refuse_whole_model(job, source, "putting blocks in order", "give more memory, or a recipe without blocks")
-
-
-def _one_format(job: Job, source: Source, structure: Structure) -> Plan:
-    """The plan of a model with stacked experts, whose sensitivities are not measured yet; its caution says so."""
-    if job.target_bytes is None or job.score is not None:
-        raise Refused("sensitivities of stacked experts are not measured yet: give --bits, or --target-size alone.")
-    caution = "sensitivities of stacked experts are not measured yet: all blocks have one format."
-    return replace(make_plan(job, source, structure), caution=caution)
 
 
 def quantize(job: Job, progress: Progress = lambda what, done, of: None, prepared: Prepared | None = None) -> Result:
@@ -224,7 +216,8 @@ def _stored(plan: Plan, source: Source, structure: Structure, journal: Journal) 
         if name in kept:
             return source.tensor(name)
         weight = name.rpartition(".")[0]
-        part = table_part(weight) if weight in plan.contents.parts else block_part(owner[weight])
+        stack, _ = expert_of(weight) or (weight, None)
+        part = table_part(weight) if weight in plan.contents.parts else block_part(owner[stack])
         found = parts(part)
         if found is None:
             raise WorkFailed(f"{journal.folder} lost the part {part} while it was used: run the same command again.")

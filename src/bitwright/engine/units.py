@@ -49,9 +49,11 @@ def make_units(
     Options cost bytes, bit operations and, given a `latency`, nanoseconds.
     """
 
-    def cost(fmt: Format, shapes: Iterable[tuple[int, ...]], multiplied: tuple[int, ...]) -> dict[str, int]:
+    def cost(
+        fmt: Format, shapes: Iterable[tuple[int, ...]], multiplied: tuple[int, ...], share: float = 1.0
+    ) -> dict[str, int]:
         found = {BYTES: sum(stored_bytes(fmt, shape) for shape in shapes)}
-        found[BIT_OPERATIONS] = bit_operations(fmt, multiplied)
+        found[BIT_OPERATIONS] = round(share * bit_operations(fmt, multiplied))
         if latency is not None:
             found[NANOSECONDS] = latency.products[fmt, (multiplied[-2], multiplied[-1])]
         return found
@@ -61,7 +63,10 @@ def make_units(
         return [
             Unit(
                 name,
-                tuple(Option(label(f), lost[name][label(f)], cost(f, [shape], shape)) for f in menu.formats),
+                tuple(
+                    Option(label(f), lost[name][label(f)], cost(f, [shape], shape, table.tensors[name].share))
+                    for f in menu.formats
+                ),
                 frozenset({f"block {table.tensors[name].block}"}),
             )
             for name, shape in shapes.items()

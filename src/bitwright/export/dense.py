@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitwright.artifact.folder import draft
-from bitwright.artifact.layout import CARD, CONFIG, INDEX, MANIFEST, json_text
+from bitwright.artifact.layout import CARD, CONFIG, INDEX, MANIFEST, expert_name, expert_of, json_text
 from bitwright.artifact.read import Artifact, open_artifact
 from bitwright.artifact.write import plan_shards, write_shards, write_text
 from bitwright.protocols import PlaneSpec
@@ -20,6 +20,11 @@ def export_dense(path: Path, out: Path) -> int:
     artifact = open_artifact(path)
     specs: dict[str, PlaneSpec] = {}
     for weight in artifact.weights():
+        part = expert_of(weight.name)
+        if part is not None:
+            count = 1 + max(part[1], specs[part[0]].shape[0] - 1 if part[0] in specs else 0)
+            specs[part[0]] = PlaneSpec(torch.float32, (count, *weight.shape))
+            continue
         name = weight.name if len(weight.shape) == 3 else f"{weight.name}.weight"
         specs[name] = PlaneSpec(torch.float32, weight.shape)
     for name in artifact.kept:
@@ -39,6 +44,9 @@ def _dense(artifact: Artifact, name: str) -> Tensor:
     if name in artifact.kept:
         return artifact.tensor(name)
     quantized = {w.name: w for w in artifact.weights()}
+    if expert_name(name, 0) in quantized:
+        experts = sorted(part[1] for w in quantized if (part := expert_of(w)) is not None and part[0] == name)
+        return torch.stack([artifact.qtensor(expert_name(name, e)).dequantize() for e in experts])
     weight = quantized.get(name) or quantized[name.removesuffix(".weight")]
     if len(weight.shape) == 3:
         return torch.stack([artifact.qtensor(weight.name, e).dequantize() for e in range(weight.shape[0])])

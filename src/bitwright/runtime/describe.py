@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bitwright.artifact.layout import Manifest, Weight
+from bitwright.artifact.layout import Manifest, Weight, expert_of
 from bitwright.artifact.plan import block_bits, plan_rows
 from bitwright.artifact.prefix import Prefix
 from bitwright.artifact.read import Artifact
@@ -73,7 +73,7 @@ def _bits_of(artifact: Artifact, blocks: Mapping[str, int]) -> float:
 
 def code_path(fmt: Format, weight: Weight, table: bool) -> str:
     """Which code multiplies by this weight with int8 activations, and why."""
-    if len(weight.shape) == 3:
+    if len(weight.shape) == 3 or expert_of(weight.name):
         return EXPERTS
     with torch.device("meta"):
         layer = QLinear(fmt, weight.matrix)
@@ -84,7 +84,7 @@ def grouped(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Plan rows that are alike but for the number of their block, as one row with a `count`."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        name = re.sub(r"\.\d+\.", ".*.", row["name"])
+        name = re.sub(r"\.\d+\.", ".*.", re.sub(r"\.expert\d+$", ".expert*", row["name"]))
         key = (name, tuple(row["shape"]), row["format"], row["bytes"])
         found.setdefault(key, {**row, "name": name, "count": 0})["count"] += 1
     return list(found.values())

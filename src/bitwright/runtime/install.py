@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bitwright.artifact.layout import expert_of
 from bitwright.errors import BadArtifact
 from bitwright.protocols import Format
-from bitwright.runtime.linear import QEmbedding, QExperts, QLinear, TiedHead
+from bitwright.runtime.linear import Packed, QEmbedding, QExperts, QLinear, SplitExperts, TiedHead
 
 if TYPE_CHECKING:
-    from bitwright.artifact.layout import Quantization
+    from bitwright.artifact.layout import Quantization, Weight
 
 
 def install(model: nn.Module, quantization: Quantization, formats: tuple[Format, ...]) -> None:
     """Replace the modules that `quantization` names by packed ones with empty planes on the meta device."""
     with torch.device("meta"):
         for weight in quantization.weights:
+            place = expert_of(weight.name)
+            if place is not None:
+                _put_expert(model, weight, formats[weight.format], *place)
+                continue
             parent, leaf = _parent(model, weight.name)
             old = getattr(parent, leaf, None)
             own = old if isinstance(old, nn.Parameter) else getattr(old, "weight", None)
@@ -37,6 +42,9 @@ def install(model: nn.Module, quantization: Quantization, formats: tuple[Format,
             else:
                 new = QLinear(formats[weight.format], weight.matrix, getattr(old, "bias", None) is not None)
             setattr(parent, leaf, new)
+    for path, module in model.named_modules():
+        if isinstance(module, SplitExperts) and len(module._modules) < module.shape[0]:
+            raise BadArtifact(f"{path} lacks some of its {module.shape[0]} experts: write the artifact again.")
     for head, table in quantization.tied:
         owner, place_of = _parent(model, table)
         embedding = getattr(owner, place_of, None)
@@ -47,6 +55,19 @@ def install(model: nn.Module, quantization: Quantization, formats: tuple[Format,
     if quantization.tied:
         # nothing is left for transformers to tie
         model._tied_weights_keys = model.all_tied_weights_keys = {}  # type: ignore[assignment]
+
+
+def _put_expert(model: nn.Module, weight: Weight, fmt: Format, stack: str, expert: int) -> None:
+    """One expert of a stack; the first of them takes the place of the parameter."""
+    parent, leaf = _parent(model, stack)
+    old = parent._parameters.get(leaf)
+    if old is not None and old.dim() == 3:
+        del parent._parameters[leaf]
+        setattr(parent, leaf, SplitExperts((old.shape[0], old.shape[1], old.shape[2])))
+    experts = getattr(parent, leaf, None)
+    if not isinstance(experts, SplitExperts) or expert >= experts.shape[0] or weight.shape != experts.shape[1:]:
+        raise BadArtifact(f"config.json has no expert {weight.name} of {list(weight.shape)}: copy the artifact again.")
+    experts.add_module(f"expert{expert}", Packed(fmt, weight.matrix))
 
 
 def place(model: nn.Module, name: str, value: Tensor) -> None:

@@ -169,6 +169,19 @@ class QExperts(nn.Module):
             self._buffers[name] = planes[name]
 
 
+class SplitExperts(nn.Module):
+    """A stack of expert weights [E, R, C] whose experts have formats of their own; indexing decodes one."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def __getitem__(self, index: int | Tensor) -> Tensor:
+        expert = self.get_submodule(f"expert{int(index)}")
+        assert isinstance(expert, Packed)
+        return expert.qtensor.dequantize()
+
+
 def set_activations(model: nn.Module, activations: Activations) -> None:
     """Switch every packed layer of a model."""
     for module in model.modules():

@@ -10,7 +10,7 @@ from torch import Tensor
 from bitwright.errors import BadArtifact
 from bitwright.protocols import Format
 from bitwright.runtime.install import install, place
-from bitwright.runtime.linear import Activations, QEmbedding, QExperts, QLinear, set_activations
+from bitwright.runtime.linear import Activations, Packed, QExperts, set_activations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,7 +69,7 @@ def assemble(
     install(model, quantization, formats)
     for weight in quantization.weights:
         module = model.get_submodule(weight.name)
-        assert isinstance(module, QLinear | QEmbedding | QExperts)
+        assert isinstance(module, Packed | QExperts)
         planes = formats[weight.format].planes(weight.matrix)
         module.fill({role: tensor(f"{weight.name}.{role}") for role in planes})
     for name in kept:

@@ -32,12 +32,12 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        from bitwright.artifact.layout import Quantization, parse
+        from bitwright.artifact.layout import Quantization, expert_of, parse
         from bitwright.artifact.plan import formats
         from bitwright.runtime.install import install
 
         quantization = parse(Quantization, self.quantization_config.to_dict(), "quantization_config of config.json")
-        if any(len(weight.shape) == 3 for weight in quantization.weights):
+        if any(len(weight.shape) == 3 or expert_of(weight.name) for weight in quantization.weights):
             model.set_experts_implementation("eager")  # one expert at a time, as packed stacks give them
         install(model, quantization, formats(quantization))
 

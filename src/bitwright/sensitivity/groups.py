@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bitwright.protocols import Format, Solver
 from bitwright.sensitivity.perturb import Text, divergence
-from bitwright.sensitivity.statistics import Statistics
+from bitwright.sensitivity.statistics import Statistics, kind_of, matrices, weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,21 +40,19 @@ def measure(
 ) -> Iterator[tuple[str, float]]:
     """Group and KL divergence, nats a token, for every group that is not `done`."""
     blocks = structure.blocks
-    members: dict[str, list[int]] = {}
+    members: dict[str, list[tuple[int, str]]] = {}
     for index, block in enumerate(blocks):
-        for name in block.linears:
-            members.setdefault(group_of(name, index, len(blocks)), []).append(index)
+        for name in matrices(block):
+            members.setdefault(group_of(kind_of(name, block), index, len(blocks)), []).append((index, name))
     todo = [group for group in members if not done(group)]
     for place, group in enumerate(todo):
         progress(place, len(todo))
-        relative = group.partition(",")[0]
         before: dict[str, Tensor] = {}
-        for index in members[group]:
-            name = f"{blocks[index].path}.{relative}"
-            weight = model.get_submodule(name).weight
+        for index, name in members[group]:
+            weight = weight_of(model, name)
             hessian = next(h for seen, h in statistics.waves(index, blocks[index]) if name in seen)
-            before[name] = weight.detach().clone()
-            weight.data.copy_(solver.solve(before[name], fmt, hessian).dequantize())
+            before[name] = weight.clone()
+            weight.copy_(solver.solve(before[name], fmt, hessian).dequantize())
         yield group, divergence(model, text)
         for name, old in before.items():
-            model.get_submodule(name).weight.data.copy_(old)
+            weight_of(model, name).copy_(old)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from bitwright.artifact.layout import expert_of
 from bitwright.calibrate.observe import Gram, hessian
 from bitwright.linalg import Hessian
 from bitwright.protocols import Format, Solver
@@ -20,7 +21,7 @@ from bitwright.sensitivity.groups import group_of, measure
 from bitwright.sensitivity.observe import Observed
 from bitwright.sensitivity.perturb import Text, divergence
 from bitwright.sensitivity.solved import Losses, losses
-from bitwright.sensitivity.statistics import Statistics
+from bitwright.sensitivity.statistics import Statistics, kind_of, matrices
 from bitwright.sensitivity.table import Table, key
 from bitwright.solvers.rtn import Rtn
 from bitwright.spec import fingerprint, to_spec
@@ -81,7 +82,7 @@ class Bench:
         blocks = self.structure.blocks
 
         def missing(index: int) -> list[Format]:
-            rows = [table.tensors.get(f"{blocks[index].path}.{name}") for name in blocks[index].linears]
+            rows = [table.tensors.get(name) for name in matrices(blocks[index])]
             return [fmt for fmt in formats if any(row is None or key(fmt) not in row.options for row in rows)]
 
         todo = [index for index in range(len(blocks)) if missing(index)]
@@ -103,17 +104,22 @@ class Bench:
 
         def solve(wave: tuple[dict[str, Observed], Hessian]) -> dict[str, list[Losses]]:
             seen, curvature = wave
-            weights = {name: self.source.tensor(f"{name}.weight").float() for name in seen}
+            weights = {name: self._weight(name).float() for name in seen}
             upper = curvature.factor(0.01).diagonal().float()
             for name, w in weights.items():
-                group = group_of(name.removeprefix(f"{block.path}."), index, len(self.structure.blocks))
-                row = tables.Tensor(index, group, w.numel(), _trace(seen[name]), _curvature(w, upper))
+                group = group_of(kind_of(name, block), index, len(self.structure.blocks))
+                scores = _trace(seen[name]), _curvature(w, upper), seen[name].share
+                row = tables.Tensor(index, group, w.numel(), *scores)
                 table.tensors.setdefault(name, row)
             return losses(weights, seen, curvature, formats, self.solver)
 
         for found in self.map(solve, statistics.waves(index, block)):
             for name, values in found.items():
                 table.tensors[name].options.update(zip(map(key, formats), values, strict=True))
+
+    def _weight(self, name: str) -> Tensor:
+        part = expert_of(name)
+        return self.source.tensor(f"{name}.weight") if part is None else self.source.tensor(part[0])[part[1]]
 
     def _groups(self, path: Path, table: Table, fmt: Format, statistics: Statistics) -> None:
         own = table.measured.setdefault(key(fmt), {})

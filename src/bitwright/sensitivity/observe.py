@@ -8,14 +8,17 @@ gram of the inputs weighted by |g_t|^2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from bitwright.artifact.layout import expert_name
 from bitwright.calibrate.observe import Gram
 from bitwright.errors import WorkFailed
 
@@ -30,6 +33,7 @@ class Observed:
     gram: Gram  # sum of x x^T; that of the first of the linears that share their input
     guided: Tensor  # [C, C], sum of |g|^2 x x^T
     gradient: Tensor  # [R], sum of g^2
+    share: float = 1.0  # of all tokens that reach it
 
 
 @dataclass
@@ -47,9 +51,19 @@ def observe(
     ids: Tensor,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    stacks: Sequence[str] = (),
 ) -> tuple[dict[str, Observed], list[Turn]]:
-    """Statistics of the linears in `waves` (each a set of paths that share an input) on `ids` int64 [S, T]."""
+    """Statistics of the linears in `waves` (each a set of paths that share an input) on `ids` int64 [S, T].
+
+    And of every expert of `stacks`, parameters [E, R, C], by `expert_name`.
+    """
     found: dict[str, Observed] = {}
+    experts: dict[int, Observed] = {}  # by address
+    for stack in stacks:
+        for e, w in enumerate(model.get_parameter(stack)):
+            square = torch.zeros(w.shape[1], w.shape[1])
+            own = Observed(Gram(square, 0, 0.0), square.clone(), torch.zeros(w.shape[0]))
+            found[expert_name(stack, e)] = experts[w.data_ptr()] = own
     for wave in waves:
         for name in wave:
             linear = _linear(model, name)
@@ -57,13 +71,15 @@ def observe(
             found[name] = Observed(Gram(square, 0, 0.0), square.clone(), torch.zeros(linear.out_features))
     turns = [Turn() for _ in blocks]
     draw = torch.Generator().manual_seed(seed)
-    with _watched(model, waves, blocks, found, turns):
+    with _watched(model, waves, blocks, found, turns), _WatchExperts(experts):
         for done, sequence in enumerate(ids):
             progress(done, len(ids))
             _backward(model, sequence[None], draw)
     for wave in waves:
         for name in wave[1:]:
             found[name].gram = found[wave[0]].gram
+    for own in experts.values():
+        own.share = own.gram.tokens / ids.numel()
     for name, seen in found.items():
         if not bool(seen.guided.isfinite().all() and seen.gram.sum.isfinite().all()):
             raise WorkFailed(f"the statistics of {name} are not finite: the model overflows on the calibration text.")
@@ -105,20 +121,37 @@ def _watched(
             handle.remove()
 
 
+class _WatchExperts(TorchFunctionMode):
+    """Records every product with a slice of a stack."""
+
+    def __init__(self, experts: dict[int, Observed]) -> None:
+        self.experts = experts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is F.linear and self.experts and args[1].data_ptr() in self.experts:
+            _record(self.experts[args[1].data_ptr()], args[0], output, first=True)
+        return output
+
+
 def _statistics(seen: Observed, first: bool) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        x = args[0].detach().reshape(-1, args[0].shape[-1])
-        if first:
-            seen.gram = seen.gram.plus(Gram.of(x))
-
-        def arrived(gradient: Tensor) -> None:
-            square = gradient.detach().reshape(len(x), -1).square()
-            seen.gradient.add_(square.sum(0))
-            seen.guided.addmm_((x * square.sum(1, keepdim=True)).t(), x)
-
-        output.register_hook(arrived)  # type: ignore[no-untyped-call]
+        _record(seen, args[0], output, first)
 
     return hook
+
+
+def _record(seen: Observed, inputs: Tensor, output: Tensor, first: bool) -> None:
+    x = inputs.detach().reshape(-1, inputs.shape[-1])
+    if first:
+        seen.gram = seen.gram.plus(Gram.of(x))
+
+    def arrived(gradient: Tensor) -> None:
+        square = gradient.detach().reshape(len(x), -1).square()
+        seen.gradient.add_(square.sum(0))
+        seen.guided.addmm_((x * square.sum(1, keepdim=True)).t(), x)
+
+    output.register_hook(arrived)  # type: ignore[no-untyped-call]
 
 
 def _turning(turn: Turn) -> Callable[..., None]:

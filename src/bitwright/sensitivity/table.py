@@ -39,6 +39,7 @@ class Tensor:
     weights: int
     trace: float  # of the Fisher information of the weight, a token
     curvature: float  # sum over rows and columns of range_r^2 / (24 u_c^2): c of the loss c 4^-bits (BAQ)
+    share: float = 1.0  # of all tokens that reach it, less than 1 for experts
     options: dict[str, Losses] = field(default_factory=dict)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import WorkFailed
+from bitwright.artifact.layout import expert_of
+from bitwright.errors import Refused, WorkFailed
 from bitwright.learning import Learning
 from bitwright.models.skeleton import materialise, skeleton
 from bitwright.runtime.install import place
@@ -99,6 +100,10 @@ class Student:
         table = self.model.get_input_embeddings()
         fixed = {id(table), id(self.model.get_output_embeddings())} - {id(None)}
         for weight in artifact.weights():
+            if expert_of(weight.name):
+                raise Refused(
+                    f"{weight.name} has a format of its own in its stack of experts: tuning needs one for all."
+                )
             owner = _owner(self.model, weight)
             if owner is not None and id(owner) in fixed:
                 owner.weight = nn.Parameter(artifact.qtensor(weight.name).dequantize(), requires_grad=False)

@@ -1,0 +1,27 @@
+"""MoEQuant's affinity-guided quantization (arXiv 2505.03804): GPTQ whose Hessians of experts weigh every token with the
+routing weight that the expert's output is multiplied by, H = 2 sum c_t x_t x_t^T.
+
+One scale a row, as there; without its rotation, and its balanced sampling of calibration text is not part of it (give
+`--data`). Without experts it is GPTQ. Stored bits a weight: width + 16 / columns.
+"""
+
+from __future__ import annotations
+
+from bitwright.formats.integer import Integer
+from bitwright.protocols import Menu, Recipe
+from bitwright.recipes._bits import HEAD, INTEGERS, TABLES
+from bitwright.recipes._bits import integer_at as at_bits
+from bitwright.recipes.gptq import caution
+from bitwright.solvers.gptq import Gptq
+
+RECIPE = Recipe(
+    "moequant",
+    format=Integer(4, None, "symmetric", search=20),
+    solver=Gptq(),
+    embedding=Integer(8, 64, "symmetric"),
+    embedding_solver=HEAD,
+    affinity=1.0,
+)
+MENU = Menu(INTEGERS, TABLES)
+
+__all__ = ["MENU", "RECIPE", "at_bits", "caution"]
