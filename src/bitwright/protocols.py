@@ -300,6 +300,15 @@ class Menu:
     score: str = "fisher"  # see `sensitivity/scores.py`
     reference: Format | None = None  # one of `formats`, for scores that measure groups of linears on the whole model
     rank: bool = False  # whole blocks, by rank, between neighbouring formats; else every linear on its own, exactly
+    only: str | None = None  # name pattern of what is chosen for; None: everything. The rest is as the recipe has it
+    apart: bool = (
+        False  # losses compare only inside a block: each has its own budget, experts are chosen for as a whole
+    )
+    present: tuple[Format, ...] = ()  # formats that something in every block is to have
+
+    def offers(self, name: str) -> bool:
+        """Whether there is a choice for this weight."""
+        return self.only is None or fnmatchcase(name, self.only)
 
 
 class RecipeModule(Protocol):

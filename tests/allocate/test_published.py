@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from bitwright.allocate.choose import allocate
 from bitwright.allocate.problem import Budget, Count, Option, Side, Unit
+from bitwright.sensitivity.experts import significance
 
 # The 19 inner layers of ResNet18, from the notebook of the authors: mean trace; squared perturbation at 8 and 4 bits;
 # weights; millions of multiply-adds; milliseconds at 4 and 8 bits.
@@ -100,11 +102,11 @@ EXPERTS = np.array([[float(x) for x in line.split()] for line in MIXTRAL.strip()
     ],
 )
 def test_experts_of_mc_moe(total: int, published: str) -> None:
-    use, weight = EXPERTS[:, 0] / EXPERTS[:, 0].sum(), EXPERTS[:, 1] / EXPERTS[:, 1].sum()
+    factor = significance(*torch.from_numpy(EXPERTS[:, :2].copy()).unbind(1)).tolist()
     units = [
         Unit(
             str(i),
-            tuple(Option(str(b), use[i] * weight[i] ** 1.5 * EXPERTS[i, 1 + b], {"bits": b}) for b in (1, 2, 3)),
+            tuple(Option(str(b), factor[i] * EXPERTS[i, 1 + b], {"bits": b}) for b in (1, 2, 3)),
         )
         for i in range(8)
     ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bitwright.allocate.choose import Allocation, Infeasible, Method, allocate, option_of, smallest
-from bitwright.allocate.problem import Budget, Side, Unit
+from bitwright.allocate.problem import Budget, Count, Side, Unit
+from bitwright.artifact.layout import expert_name
 from bitwright.engine.job import Job
 from bitwright.engine.units import (
     BIT_OPERATIONS,
@@ -22,6 +23,7 @@ from bitwright.engine.units import (
     bit_operations,
     make_units,
     stored_bytes,
+    tied,
 )
 from bitwright.errors import Refused
 from bitwright.protocols import Format, Menu, Recipe
@@ -30,9 +32,11 @@ from bitwright.sensitivity.table import Table
 from bitwright.spec import label
 
 if TYPE_CHECKING:
+    from bitwright.artifact.layout import Weight
     from bitwright.engine.plan import Plan
     from bitwright.engine.speed import Latency
 
+BLOCK, EXPERT = r"block \d+", r"block \d+, expert \d+"  # tags of units
 TRIES = 6  # until the header, which depends on the choice, fits too
 
 
@@ -73,7 +77,9 @@ class Decision:
 class Rest:
     """What every choice costs beside its units: headers and fixed tensors, and the step of the engine around them."""
 
-    bytes: int
+    bytes: int  # a little more or less, as the choice changes the headers
+    block_bytes: int  # of these, linears in blocks that nothing is chosen for
+    block_weights: int  # all of them
     bit_operations: int
     nanoseconds: int | None  # None where speed was not asked for
 
@@ -104,20 +110,17 @@ def decide(
     base = planned(recipe)
     latency = timed(shapes, head_of(tables) if free else {}) if job.min_speed else None
     units = make_units(score, menu, table, shapes, tables if free else {}, latency)
+    fixed = _fixed(base, shapes, tables if free else {})
     rest = Rest(
-        # The choice changes the headers a little.
-        base.file_bytes
-        - sum(
-            stored_bytes(base.formats[weight.name], weight.shape)
-            for weight in base.contents.quantization.weights
-            if free or weight.name not in base.contents.parts
-        ),
+        base.file_bytes - sum(stored_bytes(base.formats[w.name], w.shape) for w in _others(base, fixed)),
+        sum(stored_bytes(base.formats[w.name], w.shape) for w in fixed if w.name not in tables),
+        sum(w.count for w in base.contents.quantization.weights if w.name not in tables),
         sum(bit_operations(base.formats[n], s) for n, s in head_of(tables).items() if n in base.formats and not free),
         None if latency is None else latency.rest,
     )
     for _ in range(TRIES):
-        allocation, uniform = _solve(units, job, menu, score, _budgets(job, shapes, rest), rest, free)
-        plan = planned(_recipe(recipe, allocation, formats, shapes))
+        allocation, uniform = _solve(units, job, menu, score, _budgets(job, menu, units, rest), rest, free)
+        plan = planned(_recipe(recipe, menu, allocation, formats, shapes))
         if job.target_bytes is None or plan.file_bytes <= job.target_bytes:
             return plan, _decision(score, units, allocation, uniform, rest)
         rest = replace(rest, bytes=rest.bytes + plan.file_bytes - job.target_bytes)
@@ -129,18 +132,43 @@ def head_of(tables: Shapes) -> Shapes:
     return dict(list(tables.items())[-1:])
 
 
-def _budgets(job: Job, shapes: Shapes, rest: Rest) -> list[Budget]:
-    """What the units may take in all."""
+def _fixed(base: Plan, shapes: Shapes, tables: Shapes) -> list[Weight]:
+    """Stored weights that nothing is chosen for."""
+    return [w for w in base.contents.quantization.weights if w.name not in tables and not _is_unit(w, shapes)]
+
+
+def _others(base: Plan, fixed: list[Weight]) -> list[Weight]:
+    return [w for w in base.contents.quantization.weights if w not in fixed]
+
+
+def _is_unit(weight: Weight, shapes: Shapes) -> bool:
+    return weight.name in shapes or expert_name(weight.name, 0) in shapes
+
+
+def _budgets(job: Job, menu: Menu, units: Units, rest: Rest) -> list[Budget]:
+    """What the units may take in all, or those of each block where losses compare only inside one."""
     found = []
     if job.target_bytes is not None:
         found.append(Budget(BYTES, job.target_bytes - rest.bytes))
     if job.target_bpw is not None:
-        found.append(Budget(BYTES, int(job.target_bpw * sum(prod(shape) for shape in shapes.values()) / 8)))
+        found.append(Budget(BYTES, int(job.target_bpw * rest.block_weights / 8) - rest.block_bytes))
     if job.min_speed is not None and rest.nanoseconds is not None:
         found.append(Budget(NANOSECONDS, int(1e9 / job.min_speed) - rest.nanoseconds))
     if job.max_bit_operations is not None:
         found.append(Budget(BIT_OPERATIONS, job.max_bit_operations - rest.bit_operations))
-    return found
+    if not menu.apart:
+        return found
+    weights = {tie: sum(units.weights[name] for name in tie) for tie in tied(units.told_by, BLOCK)}
+    total = sum(weights.values())
+    return [
+        Budget(budget.resource, (budget.upper or 0) * own // total, where=partial(_in, frozenset(tie)))
+        for budget in found
+        for tie, own in weights.items()
+    ]
+
+
+def _in(names: frozenset[str], unit: Unit) -> bool:
+    return unit.name in names
 
 
 def _solve(
@@ -165,11 +193,11 @@ def _solve(
             raise Refused(f"no single format fits, which the score {score} starts from: choose another score.")
         side = Side(fixed={TABLES: uniform.choice[TABLES]})
     if menu.rank:
-        ties: dict[str, list[str]] = {}
-        for unit in units.chosen_by:
-            for tag in unit.tags:
-                ties.setdefault(tag, []).append(unit.name)
-        side = replace(side, ties=tuple(map(tuple, ties.values())))
+        side = replace(side, ties=tied(units.chosen_by, BLOCK))
+    if menu.apart:
+        blocks = tied(units.chosen_by, BLOCK)
+        counts = (Count(label(fmt), 1, where=partial(_in, frozenset(own))) for fmt in menu.present for own in blocks)
+        side = replace(side, ties=tied(units.chosen_by, EXPERT), counts=tuple(counts))
     try:
         chosen_by = units.told_by if job.max_kl is not None else units.chosen_by
         return best(chosen_by, side, "rank" if menu.rank else "auto"), uniform
@@ -218,9 +246,11 @@ def _unless_impossible(make: Callable[[], Allocation]) -> Allocation | None:
         return None
 
 
-def _recipe(recipe: Recipe, allocation: Allocation, formats: dict[str, Format], shapes: Shapes) -> Recipe:
-    """The commonest format for all, rules for the others."""
+def _recipe(recipe: Recipe, menu: Menu, allocation: Allocation, formats: dict[str, Format], shapes: Shapes) -> Recipe:
+    """The commonest format for all, rules for the others; rules for all that is chosen where some is not."""
     chosen = {name: formats[allocation.choice[name]] for name in shapes}
+    if menu.only is not None:
+        return replace(recipe, rules=(*chosen.items(), *recipe.rules))
     common = Counter(chosen.values()).most_common(1)[0][0]
     rules = tuple((name, fmt) for name, fmt in chosen.items() if fmt != common)
     embedding = formats[allocation.choice[TABLES]] if TABLES in allocation.choice else recipe.embedding

@@ -16,7 +16,7 @@ from bitwright.engine.workers import Workers, cores
 from bitwright.errors import Refused
 from bitwright.models.cache import cache_folder
 from bitwright.protocols import Menu
-from bitwright.sensitivity.scores import MEASURED
+from bitwright.sensitivity.scores import EXPERTS, MEASURED
 from bitwright.sensitivity.table import Table
 
 if TYPE_CHECKING:
@@ -86,4 +86,4 @@ def sensitivities(job: Job, menu: Menu, source: Source, structure: Structure, pr
         bench = Bench(source, structure, ids, *solvers, cache_folder() / "sensitivity", workers.map, progress)
         tables = menu.tables if job.target_bpw is None else ()
         reference = menu.reference if menu.score in MEASURED else None
-        return bench.table(menu.formats, tables, f"{row.sha256}-{len(ids)}", reference)
+        return bench.table(menu.formats, tables, f"{row.sha256}-{len(ids)}", reference, menu.score == EXPERTS)

@@ -103,11 +103,11 @@ def make_plan(
 def smallest_plan(job: Job, menu: Menu, source: Source, structure: Structure) -> Plan:
     """Everything in its smallest format: no choice of the allocator makes a smaller file."""
     recipe, caution = settings.choose(job.recipe, job.settings, None, [])
-    cheapest = tuple((n, _cheapest(menu.formats, s)) for n, s in block_weights(source, structure))
+    cheapest = tuple((n, _cheapest(menu.formats, s)) for n, s in block_weights(source, structure) if menu.offers(n))
     embedding = recipe.embedding
     if embedding is not None and menu.tables and job.target_bpw is None:
         embedding = _cheapest(menu.tables, source.shape(structure.embedding + ".weight"))
-    smallest = replace(recipe, rules=cheapest, keep=(), embedding=embedding)
+    smallest = replace(recipe, rules=(*cheapest, *recipe.rules), keep=(), embedding=embedding)
     return _planned(smallest, caution, source, structure, job.settings)
 
 
@@ -154,7 +154,8 @@ def _mixed(job: Job, source: Source, structure: Structure, table: Table | None, 
 
         return latency(job, menu, source, all_in, blocks, head, progress)
 
-    plan, decision = decide(job, recipe, menu, table, weights, tables, planned, timed)
+    chosen = {name: shape for name, shape in weights.items() if menu.offers(name)}
+    plan, decision = decide(job, recipe, menu, table, chosen, tables, planned, timed)
     return replace(plan, decision=decision)
 
 

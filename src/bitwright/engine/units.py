@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bitwright.allocate.choose import Allocation, option_of
 from bitwright.allocate.problem import Option, Unit
+from bitwright.artifact.layout import expert_of
 from bitwright.protocols import Format, Menu
 from bitwright.sensitivity.scores import DIVERGENCES, losses
 from bitwright.sensitivity.table import Table, key
@@ -67,7 +69,7 @@ def make_units(
                     Option(label(f), lost[name][label(f)], cost(f, [shape], shape, table.tensors[name].share))
                     for f in menu.formats
                 ),
-                frozenset({f"block {table.tensors[name].block}"}),
+                _tags(name, table.tensors[name].block),
             )
             for name, shape in shapes.items()
         ]
@@ -85,6 +87,22 @@ def make_units(
     weights = {name: prod(shape) for name, shape in shapes.items()}
     weights[TABLES] = sum(prod(shape) for shape in tables.values())
     return Units(chosen_by, told_by, tuple(shapes), places, weights)
+
+
+def _tags(name: str, block: int) -> frozenset[str]:
+    part = expert_of(name)
+    tags = {f"block {block}"} | ({f"block {block}, expert {part[1]}"} if part is not None else set())
+    return frozenset(tags)
+
+
+def tied(units: list[Unit], tag: str) -> tuple[tuple[str, ...], ...]:
+    """Names of the units that have each of the tags which this pattern matches in full."""
+    found: dict[str, list[str]] = {}
+    for unit in units:
+        for own in sorted(unit.tags):
+            if re.fullmatch(tag, own):
+                found.setdefault(own, []).append(unit.name)
+    return tuple(map(tuple, found.values()))
 
 
 def _place(group: str) -> tuple[str, int | None]:

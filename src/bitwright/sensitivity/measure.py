@@ -17,11 +17,12 @@ from bitwright.linalg import Hessian
 from bitwright.protocols import Format, Solver
 from bitwright.runtime.load import load_float
 from bitwright.sensitivity import table as tables
+from bitwright.sensitivity.experts import significances
 from bitwright.sensitivity.groups import group_of, measure
 from bitwright.sensitivity.observe import Observed
 from bitwright.sensitivity.perturb import Text, divergence
 from bitwright.sensitivity.solved import Losses, losses
-from bitwright.sensitivity.statistics import Statistics, kind_of, matrices
+from bitwright.sensitivity.statistics import Statistics, expert_names, kind_of, matrices
 from bitwright.sensitivity.table import Table, key
 from bitwright.solvers.rtn import Rtn
 from bitwright.spec import fingerprint, to_spec
@@ -61,11 +62,17 @@ class Bench:
     progress: Progress
 
     def table(
-        self, formats: Sequence[Format], of_tables: Sequence[Format], calibration: str, reference: Format | None = None
+        self,
+        formats: Sequence[Format],
+        of_tables: Sequence[Format],
+        calibration: str,
+        reference: Format | None = None,
+        whole_experts: bool = False,
     ) -> Table:
         """The table with the losses of these formats for linears and for embedding and head.
 
-        With a `reference` among the formats, groups of linears in it are also measured on the whole model.
+        With a `reference` among the formats, groups of linears in it are also measured on the whole model; with
+        `whole_experts`, what each expert does to its block.
         """
         solvers = to_spec((self.solver, self.embedding_solver))
         identity = tables.identity(self.source.digest(), calibration, solvers)
@@ -73,6 +80,8 @@ class Bench:
         observation = fingerprint(tables.observation(self.source.digest(), calibration))
         statistics = Statistics(self.folder / f"{observation[:24]}-statistics")
         self._linears(path, table, formats, statistics)
+        if whole_experts:
+            self._experts(path, table, formats)
         self._tables(path, table, [fmt for fmt in of_tables if key(fmt) not in table.tables])
         if reference is not None:
             self._groups(path, table, reference, statistics)
@@ -116,6 +125,19 @@ class Bench:
         for found in self.map(solve, statistics.waves(index, block)):
             for name, values in found.items():
                 table.tensors[name].options.update(zip(map(key, formats), values, strict=True))
+
+    def _experts(self, path: Path, table: Table, formats: Sequence[Format]) -> None:
+        names = [name for block in self.structure.blocks for own in expert_names(block) for name in own]
+        if names and all(key(fmt) in table.tensors[name].whole for name in names for fmt in formats):
+            return
+        model, step = load_float(self.source.name), partial(self.progress, "measuring experts")
+        for own, share, changes in significances(model, self.structure, formats, self.ids, step):
+            for name in own:
+                row = table.tensors[name]
+                row.significance = share
+                # Shared out over the matrices of the expert, which are chosen for together.
+                row.whole |= {key(fmt): change / len(own) for fmt, change in zip(formats, changes, strict=True)}
+        table.save(path)
 
     def _weight(self, name: str) -> Tensor:
         part = expert_of(name)

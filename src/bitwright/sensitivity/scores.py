@@ -7,6 +7,7 @@ hessian   tr(D H D^T), output error of the layer
 weight    |D|^2
 trace     mean Fisher trace times |D|^2 (HAWQ-V3, arXiv 2011.10680, with the Fisher information for the Hessian)
 baq       c 4^-bits, c = sum range_r^2 / (24 u_c^2) (BAQ, arXiv 2506.05664)
+mc-moe    experts: significance times change of the output of their block (MC-MoE, arXiv 2410.06270)
 lim, zd   one importance a block (Layer-Wise Quantization, arXiv 2406.17415); only their order means something
 """
 
@@ -24,6 +25,8 @@ from bitwright.spec import label
 Losses = dict[str, dict[str, float]]
 """Tensor -> label of a format -> loss."""
 
+EXPERTS = "mc-moe"
+"""The score of whole experts, measured on the outputs of their block."""
 MEASURED = ("combined", "measured")
 """Scores that need groups measured in a reference format."""
 DIVERGENCES = ("fisher", *MEASURED)
@@ -46,7 +49,8 @@ def losses(
         rows, columns = shapes[name]
         bits = fmt.bits((rows, columns)).total / (rows * columns)
         row = table.tensors[name]
-        return SCORES[score](_Case(table, row, row.options[key(fmt)], bits, groups.get(row.group, _Group(1, 1, 1))))
+        group = groups.get(row.group, _Group(1, 1, 1))
+        return SCORES[score](_Case(table, row, row.options[key(fmt)], row.whole.get(key(fmt), 0.0), bits, group))
 
     return {name: {label(fmt): loss(name, fmt) for fmt in formats} for name in shapes}
 
@@ -67,6 +71,7 @@ class _Case:
     table: Table
     row: Tensor
     option: Option
+    whole: float  # what the whole expert changes in this format
     bits: float  # stored, a weight
     group: _Group
 
@@ -94,6 +99,7 @@ SCORES: dict[str, Callable[[_Case], float]] = {
     "weight": lambda case: case.option.weight,
     "trace": lambda case: case.row.trace / case.row.weights * case.option.weight,
     "baq": lambda case: case.row.curvature * 4.0**-case.bits,
+    "mc-moe": lambda case: case.row.significance * case.whole,
     "lim": lambda case: _rank(1.01 + case.table.lim[case.row.block], case.bits, case.row),
     "zd": lambda case: _rank(1 - case.table.zd[case.row.block], case.bits, case.row),
 }

@@ -40,6 +40,9 @@ class Tensor:
     trace: float  # of the Fisher information of the weight, a token
     curvature: float  # sum over rows and columns of range_r^2 / (24 u_c^2): c of the loss c 4^-bits (BAQ)
     share: float = 1.0  # of all tokens that reach it, less than 1 for experts
+    significance: float = 0.0  # of experts: share of uses times share of routing weight ^ 1.5 in its block (MC-MoE)
+    whole: dict[str, float] = field(default_factory=dict)  # by `key`: what the whole expert in a format changes in the
+    # output of its block (norm over all tokens)
     options: dict[str, Losses] = field(default_factory=dict)
 
 
