@@ -11,7 +11,7 @@ from bitwright import registry
 from bitwright.engine.job import Job
 from bitwright.errors import BadInput, UnknownName
 from bitwright.protocols import Menu, Recipe, RecipeModule
-from bitwright.sensitivity.scores import MEASURED
+from bitwright.sensitivity.scores import EXPERTS, MEASURED
 from bitwright.spec import Spec, build, to_spec
 
 
@@ -44,6 +44,8 @@ def menu(job: Job) -> Menu | None:
         raise BadInput(f"the recipe {job.recipe} does not spread bits over tensors: give --bits or --target-size.")
     if found is not None and job.score in MEASURED and found.reference is None:
         raise BadInput(f"the recipe {job.recipe} has no format to measure groups in: choose another --score.")
+    if found is not None and job.score == EXPERTS != found.score:
+        raise BadInput(f"the score {EXPERTS} is for whole experts alone: give --recipe {EXPERTS}.")
     return found if found is None or job.score is None else replace(found, score=job.score)
 
 
