@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 BYTES, NANOSECONDS, BIT_OPERATIONS = "bytes", "nanoseconds", "bit operations"
 """What options cost: in the file, and for one token on this machine or on any."""
 
+BLOCK, EXPERT = r"block \d+", r"block \d+, expert \d+"
+"""Tags of units, as patterns."""
+
 TABLES = "embedding and head"  # their unit
 ACTIVATION_BITS = 8
 UNIFORM = "uniform"  # a score for comparison: one format for all blocks
