@@ -48,7 +48,10 @@ def bitwright(*words: object) -> dict[str, Any]:
     """The JSON of one command."""
     command = [sys.executable, "-m", "bitwright", *map(str, words), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        raise RuntimeError(f"{' '.join(command)} printed {done.stdout[:500]!r}") from None
     return found
 
 
