@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +77,37 @@ def _constraints(problem: Problem, rows: list[Row]) -> list[LinearConstraint]:
     return found
 
 
+def _milp(*args: Any, **options: Any) -> Any:
+    """scipy's `milp`, silent: HiGHS prints remarks of its developers where results of a command belong."""
+    with _no_output():
+        return milp(*args, **options)
+
+
+@contextmanager
+def _no_output() -> Iterator[None]:
+    """Nothing written to file descriptor 1 meanwhile arrives, not even from C."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed: nothing can arrive
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        print(end="", flush=True)
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)  # what C holds back would arrive later
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)
+
+
 def _solve(problem: Problem, rows: list[Row], gap: float, time_limit: float) -> Solved | None:
     n = len(problem.owner)
     scale = float(np.abs(problem.loss).max()) / LARGEST or 1.0
-    result = milp(
+    result = _milp(
         problem.loss / scale,
         integrality=np.ones(n),
         bounds=Bounds(0, 1),
@@ -165,7 +197,7 @@ def lacks(problem: Problem, time_limit: float = 20.0) -> list[tuple[Row, float, 
     whole = hstack([_assignment(problem), csr_array((len(problem.classes), 2 * len(rows)))])
     low, high = (np.array([getattr(row, end) for row in rows]) / scales for end in ("low", "high"))
     ends = np.concatenate([np.ones(len(problem.classes)), low]), np.concatenate([np.ones(len(problem.classes)), high])
-    result = milp(
+    result = _milp(
         np.concatenate([np.zeros(n), np.ones(2 * len(rows))]),
         integrality=np.concatenate([np.ones(n), np.zeros(2 * len(rows))]),
         bounds=Bounds(0, np.concatenate([np.ones(n), np.full(2 * len(rows), np.inf)])),
