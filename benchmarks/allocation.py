@@ -6,6 +6,7 @@ Finished rows are kept in RESULTS and not done again. Run:
     python benchmarks/allocation.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER [ROW ...]
 
 ROW is SIZE:SCORE or SIZE:SCORE:RECIPE, 45:fisher or 45:fisher:trellis say; by default all of GPTQ.
+`benchmarks/allocation_page.py` makes a page of RESULTS, FOLDER/results.json.
 """
 
 from __future__ import annotations
