@@ -25,19 +25,26 @@ void Cache::pad(const float* x, float* out) const {
 
 Cache::Cache(int layers, int kv_heads, int head_dim, bool fine)
     : kv_heads_(kv_heads), dim_(head_dim), padded_((head_dim + kLanes - 1) / kLanes * kLanes), fine_(fine) {
-  head_bytes_ = (fine ? 4 : 2) * plane() + 2 * kPage * sizeof(float);
+  head_bytes_ = 2 * codes() + 2 * kPage * sizeof(float);
   page_bytes_ = head_bytes_ * kv_heads * layers;
 }
 
 void Cache::reserve(int positions) {
-  while (int(pages_.size()) * kPage < positions) pages_.push_back(allocate_zeros(page_bytes_));
+  while (pages() * kPage < positions) {
+    const int count = std::max(pages(), 1);
+    uint8_t* at = stretches_.emplace_back(allocate(count * page_bytes_)).get();
+    // Any code is finite, scales are so once they are zero.
+    for (size_t i = 0; i < page_bytes_ / head_bytes_; i++, at += count * head_bytes_)
+      std::memset(at + 2 * count * codes(), 0, count * 2 * kPage * sizeof(float));
+  }
 }
 
 Cache::Page Cache::page(int index, int layer, int kv_head) const {
-  uint8_t* base = pages_[index].get() + (size_t(layer) * kv_heads_ + kv_head) * head_bytes_;
-  uint8_t* values = base + (fine_ ? 2 : 1) * plane();
-  float* scales = reinterpret_cast<float*>(values + (fine_ ? 2 : 1) * plane());
-  return {base, values, scales, scales + kPage};
+  const int stretch = index ? 32 - __builtin_clz(unsigned(index)) : 0;
+  const size_t first = index ? size_t(1) << (stretch - 1) : 0, count = std::max(first, size_t(1)), at = index - first;
+  uint8_t* base = stretches_[stretch].get() + (size_t(layer) * kv_heads_ + kv_head) * count * head_bytes_;
+  float* scales = reinterpret_cast<float*>(base + 2 * count * codes()) + at * 2 * kPage;
+  return {base + at * codes(), base + (count + at) * codes(), scales, scales + kPage};
 }
 
 void Cache::write(const Steps& steps, int position, int layer, int kv_head, const float* key, const float* value) {
@@ -50,9 +57,8 @@ void Cache::write(const Steps& steps, int position, int layer, int kv_head, cons
   p.value_scale[i] = quantize(steps, value, [&](int d) { return value_column + d / kLanes * tile + d % kLanes * 4; });
 }
 
-// Pages lie far apart, where no hardware prefetcher finds them.
 void Cache::prefetch(const uint8_t* stream) const {
-  for (size_t i = 0; i < (fine_ ? 2 : 1) * plane(); i += kVector) __builtin_prefetch(stream + i, 0, 2);
+  for (size_t i = 0; i < codes(); i += kVector) __builtin_prefetch(stream + i, 0, 2);
 }
 
 void Cache::attend(const Steps& steps, int layer, int kv_head, const Query* queries, int count, float scale, float cap,

@@ -57,14 +57,13 @@ void Engine::multiply(const Products& p, int linear, int first, int last, float*
     level_->multiply(*l.packed, blocks.blocks(), blocks.size(), first, last, y, l.rows, workers_[worker].scratch.get());
     return;
   }
-  for (int tile = first; tile < last; tile++)
-    for (int t = 0; t < rows_; t++) {
-      float rows[kLanes];
-      level_->steps.float_tile(l.tiles + size_t(tile) * l.columns * kLanes, inputs.hidden.data() + size_t(t) * l.columns, l.columns,
-                               rows);
+  alignas(kVector) float rows[kMaxBlocks * kMaxTokens * kLanes];
+  for (int tile = first; tile < last; tile++) {
+    level_->steps.float_tile(l.tiles + size_t(tile) * l.columns * kLanes, inputs.hidden.data(), l.columns, rows_, l.columns, rows);
+    for (int t = 0; t < rows_; t++)
       for (int i = 0; i < std::min(kLanes, l.rows - tile * kLanes); i++)
-        y[size_t(t) * l.rows + tile * kLanes + i] = rows[i] + (l.bias ? l.bias[tile * kLanes + i] : 0.0f);
-    }
+        y[size_t(t) * l.rows + tile * kLanes + i] = rows[t * kLanes + i] + (l.bias ? l.bias[tile * kLanes + i] : 0.0f);
+  }
 }
 
 void Engine::layer(int index, int worker, int workers) {
@@ -135,6 +134,7 @@ void Engine::cache_and_rotate(int index, int worker, int workers) {
   const auto finish = [&](float* x, Norm norm, int t) {
     if (norm) steps.scale_by(x, 1.0f / std::sqrt(steps.sum_squares(x, dim) / float(dim) + plan_.eps), norm.weight, x, dim);
     steps.rotate(x, cosine_[l.rope].data() + t * half, sine_[l.rope].data() + t * half, half);
+    steps.hadamard(x, dim);  // of query and key: their product stays, and large dims are spread before they are rounded
   };
   for (int i = worker; i < count_ * per_token; i += workers) {
     const int t = i / per_token, head = i % per_token;
@@ -165,7 +165,7 @@ void Engine::attention(int index, int worker, int workers) {
       const size_t at = (size_t(token) * plan_.heads + kv * share + i % share) * dim;
       queries[count++] = {q_.data() + at, mixed_.data() + at, l.window > 0 ? std::max(0, last + 1 - l.window) : 0, last};
     }
-    sequence->cache.attend(level_->steps, index, kv, queries, count, plan_.attention_scale, plan_.attention_cap,
+    sequence->cache.attend(level_->steps, index, kv, queries, count, plan_.attention_scale / float(dim & -dim), plan_.attention_cap,
                            workers_[worker].attention);
   }
 }

@@ -83,17 +83,41 @@ static void rotate(float* x, const float* cosine, const float* sine, int half) {
   }
 }
 
-static void float_tile(const float* tile, const float* x, int columns, float* y) {
-  float lanes[kLanes] = {};
-  for (int k = 0; k < columns; k++)
-    for (int j = 0; j < kLanes; j++) lanes[j] += x[k] * tile[k * kLanes + j];
-  for (int j = 0; j < kLanes; j++) y[j] = lanes[j];
+// Butterflies of distance Half in blocks of `block`, then those of twice the distance.
+template <int Half> void butterflies(float* x, int n, int block) {
+  if (Half >= block) return;
+  for (int i = 0; i < n; i += 2 * Half)
+    for (int j = 0; j < Half; j++) {
+      const float a = x[i + j], b = x[i + Half + j];
+      x[i + j] = a + b, x[i + Half + j] = a - b;
+    }
+  if constexpr (Half < kMostDims / 2) butterflies<2 * Half>(x, n, block);
+}
+
+static void hadamard(float* x, int n) { butterflies<1>(x, n, n & -n); }
+
+template <class P, int T> void float_rows(const float* tile, const float* x, size_t stride, int columns, float* y) {
+  F<P> sum[T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; t++) sum[t] = P::all(0);
+  for (int k = 0; k < columns; k++) {
+    const F<P> w = P::loadf(tile + k * kLanes);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) sum[t] = P::sum(sum[t], P::mul(P::all(x[t * stride + k]), w));
+  }
+#pragma GCC unroll 4
+  for (int t = 0; t < T; t++) P::storef(y + t * kLanes, sum[t]);
+}
+
+template <class P> void float_tile(const float* tile, const float* x, size_t stride, int tokens, int columns, float* y) {
+  for (; tokens >= 4; tokens -= 4, x += 4 * stride, y += 4 * kLanes) float_rows<P, 4>(tile, x, stride, columns, y);
+  for (; tokens; tokens--, x += stride, y += kLanes) float_rows<P, 1>(tile, x, stride, columns, y);
 }
 
 #include "attention.inl"
 #include "scores.inl"
 
 template <class P> constexpr Steps steps_of() {
-  return {sum_squares, scale_by, add, silu, gelu, soft_cap, softmax<P>, rotate, float_tile, digits<P>, split<P>, products<P>,
+  return {sum_squares, scale_by, add, silu, gelu, soft_cap, softmax<P>, rotate, hadamard, float_tile<P>, digits<P>, split<P>, products<P>,
           row_sums<P>, log_probabilities<P>};
 }

@@ -105,7 +105,9 @@ struct Steps {
   // x = exp(x - max x), not normalized; returns their sum. -inf becomes 0; n is a multiple of 16.
   float (*softmax)(float* x, int n);
   void (*rotate)(float* x, const float* cosine, const float* sine, int half);
-  void (*float_tile)(const float* tile, const float* x, int columns, float* y);  // y[16] of a tile [columns][16]
+  void (*hadamard)(float* x, int n);  // unnormalized, in blocks of the largest power of two that divides n
+  // y [tokens][16] of a tile [columns][16] and x [tokens], `stride` floats apart. A token's result does not depend on the others.
+  void (*float_tile)(const float* tile, const float* x, size_t stride, int tokens, int columns, float* y);
   // x as (high * 128 + low) * step with |x / step| up to `largest`; returns step. Here and below n is a multiple of 16.
   float (*digits)(const float* x, int n, int largest, int8_t* high, int8_t* low);
   void (*split)(const float* x, int n, Digits& digits);

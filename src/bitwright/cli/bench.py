@@ -93,10 +93,10 @@ def load_engines(path: Path, counts: list[int]) -> tuple[list[Engine], float]:
     open_subject(str(path), engine="native")  # refuses what has no engine, and imports what loading needs
     start = perf_counter()
     artifact = open_artifact(path)
-    engines = [open_engine(artifact, counts[-1], fine_cache=True)]
+    engines = [open_engine(artifact, counts[-1])]
     engines[0].core.forward([1])
     took = perf_counter() - start
-    return [open_engine(artifact, count, fine_cache=True) for count in counts[:-1]] + engines, 1000 * took
+    return [open_engine(artifact, count) for count in counts[:-1]] + engines, 1000 * took
 
 
 def report(counts: list[int], found: list[Rates], roofs: list[Roofline]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def generator(model: PreTrainedModel, choice: EngineChoice = "auto") -> Generato
     reason = why_torch(model.config, {m.activations for m in model.modules() if isinstance(m, QLinear)}, choice)
     if reason is not None:
         return Generator(model, ends, reason)
-    return Generator(build(model, torch.get_num_threads(), fine_cache=True), ends, _compiled())
+    return Generator(build(model, torch.get_num_threads()), ends, _compiled())
 
 
 def open_generator(
@@ -90,7 +90,7 @@ def open_generator(
         return generator(load_artifact(artifact, activations), choice)
     settings = artifact.generation_config
     ends = _tokens(config.eos_token_id if settings is None else settings.get("eos_token_id"))
-    engine = open_engine(artifact, torch.get_num_threads(), fine_cache=True, in_place=in_place)
+    engine = open_engine(artifact, torch.get_num_threads(), in_place=in_place)
     return Generator(engine, ends, _compiled())
 
 
