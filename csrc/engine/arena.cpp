@@ -27,6 +27,7 @@ template <class Visit> void each_stream(MatrixView& m, Visit visit) {
 const MatrixView* Arena::take(const MatrixView& m) { return &views_.emplace_back(m); }
 
 void Arena::fill(Team& team, int threads) {
+  if (memory_) return;
   const auto each = [&](auto visit) {
     size_t at = 0;
     for (MatrixView& m : views_) each_stream(m, [&](auto*& stream, size_t bytes) { visit(stream, bytes, at), at += padded(bytes); });

@@ -14,7 +14,7 @@ class Arena {
  public:
   // A view that `fill` will change; it stays where it is.
   const MatrixView* take(const MatrixView& m);
-  // Copies, with so many threads, and lets the views lead to the copies. Nobody may use them meanwhile.
+  // Copies once, with so many threads, and lets the views lead to the copies. Nobody may use them meanwhile.
   void fill(Team& team, int threads);
 
  private:

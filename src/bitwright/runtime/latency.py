@@ -47,7 +47,7 @@ def product_seconds(fmt: Format, shape: tuple[int, int], stretch: int) -> float:
 
 def step_seconds(model: PreTrainedModel, threads: int) -> float:
     """Seconds of one decoded token behind a short context, sampling included; `Refused` without an engine for it."""
-    core = build(model, threads, fine_cache=True).core
+    core = build(model, threads).core
     context = min(CONTEXT, model.config.max_position_embeddings - DECODED - 1)
     core.forward([1] * context)
     times = []
