@@ -18,7 +18,7 @@ RECIPE = Recipe(
     "db-llm", format=Residual(2, 64, rounds=3, values="bit"), solver=Descent(), embedding=Integer(8, 64, "symmetric")
 )
 
-TRAINING = Learning(ambiguity=1.0)
+TRAINING = Learning(rate=0.01, parameter_rate=0.01, vector_rate=5e-3, ambiguity=1.0)
 
 
 def caution(recipe: Recipe) -> str | None:

@@ -22,7 +22,7 @@ RECIPE = Recipe(
     embedding=Integer(8, 64, "symmetric"),
 )
 
-TRAINING = Learning(rate=0.01, hidden=0.1)
+TRAINING = Learning(rate=0.02, parameter_rate=0.02, vector_rate=0.01, hidden=0.1)
 
 
 def caution(recipe: Recipe) -> str | None:
