@@ -21,8 +21,11 @@ RECIPE = Recipe(
 
 
 def caution(recipe: Recipe) -> str | None:
-    """None measured."""
-    return None
+    """Measured on SmolLM2-135M."""
+    return (
+        "this destroys small models (SmolLM2-135M, 2.27 bits: perplexity 8 million on WikiText-2, where the float model "
+        "has 20): arb-llm stores two planes as well and keeps more."
+    )
 
 
 __all__ = ["RECIPE", "at_bits", "caution"]
