@@ -1,5 +1,6 @@
-"""MoEQuant's affinity-guided quantization (arXiv 2505.03804): GPTQ whose Hessians of experts weigh every token with the
-routing weight that the expert's output is multiplied by, H = 2 sum c_t x_t x_t^T.
+"""MoEQuant (arXiv 2505.03804): GPTQ whose Hessians of experts weigh tokens by their affinity.
+
+The weight c_t of a token is the routing weight that the expert's output is multiplied by, H = 2 sum c_t x_t x_t^T.
 
 One scale a row, as there; without its rotation, and its balanced sampling of calibration text is not part of it (give
 `--data`). Without experts it is GPTQ. Stored bits a weight: width + 16 / columns.
