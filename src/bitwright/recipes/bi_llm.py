@@ -23,7 +23,7 @@ RECIPE = Recipe(
 def caution(recipe: Recipe) -> str | None:
     """Measured on SmolLM2-135M."""
     return (
-        "this destroys small models (SmolLM2-135M at 2.27 bits: perplexity 8 million on WikiText-2, the float model has "
+        "this destroys small models (SmolLM2-135M at 2.27 bits: perplexity 8 million on WikiText-2, float "
         "20): arb-llm stores two planes as well and keeps more."
     )
 
