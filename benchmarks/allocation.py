@@ -17,20 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from command import bitwright
+
 MODEL = "smollm2"
 TOKENS = 8192
 WINDOWS = 3
 SIZES = (45, 55, 70, 38)  # MB of all weight files
 SCORES = ("uniform", "fisher", "combined", "measured", "hessian", "baq", "trace", "weight")
 RANKS = ("lim", "zd")  # whole blocks, through the recipe of that paper
-
-
-def bitwright(*words: object) -> dict[str, Any]:
-    """The JSON of one command."""
-    command = [sys.executable, "-m", "bitwright", *map(str, words), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def row(size: int, score: str, recipe: str, calibration: Path, text: Path, folder: Path) -> dict[str, Any]:

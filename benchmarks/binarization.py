@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from command import bitwright
+
 MODEL = "smollm2"
 TOKENS = 10240
 WINDOWS = 10
@@ -62,14 +64,6 @@ python benchmarks/binarization.py C4.jsonl.gz wiki.test.raw FOLDER docs/binariza
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 MACHINE, DATE = "2 cores of a Zen 4 server", "2026-11-22"
-
-
-def bitwright(*words: object) -> dict[str, Any]:
-    """The JSON of one command."""
-    command = [sys.executable, "-m", "bitwright", *map(str, words), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def row(name: str, calibration: str, text: str, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ PEER:BITS is hqq:4 or auto-round:2, say.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import bitwright
 
 from bitwright.calibrate import tokens
 from bitwright.models.source import open_source
@@ -83,9 +83,8 @@ def row(peer: str, bits: int, calibration: Path, text: Path, folder: Path) -> di
     seconds = time.monotonic() - start
     model.save_pretrained(out)
     open_source(MODEL).save_companions(out)
-    command = [sys.executable, "-m", "bitwright", "evaluate", str(out), "--text", str(text), "--json"]
-    done = subprocess.run([*command, "--windows", str(WINDOWS), "--against", MODEL], stdout=subprocess.PIPE, check=True)
-    return {"seconds": seconds, "bits": bits + 32 / GROUP, "measured": json.loads(done.stdout)}
+    measured = bitwright("evaluate", out, "--text", text, "--windows", WINDOWS, "--against", MODEL)
+    return {"seconds": seconds, "bits": bits + 32 / GROUP, "measured": measured}
 
 
 def main(calibration: str, text: str, folder: str, *wanted: str) -> None:

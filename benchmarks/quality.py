@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from command import bitwright
+
 from bitwright.spec import to_spec
 from bitwright.tune.preset import LEARNING
 
@@ -42,17 +44,6 @@ for bits in (2.06, 3.06):
     ROWS[f"{bits} without propagation"] = ("trellis", bits, ("--set", "propagate=false"), 0)
     ROWS[f"{bits} without allocation, tuned"] = ("trellis", bits, UNIFORM, STEPS)
     ROWS[f"{bits} without trellis, tuned"] = ("gptq", bits, (), STEPS)
-
-
-def bitwright(*words: object) -> dict[str, Any]:
-    """The JSON of one command."""
-    command = [sys.executable, "-m", "bitwright", *map(str, words), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    try:
-        found: dict[str, Any] = json.loads(done.stdout)
-    except json.JSONDecodeError:
-        raise RuntimeError(f"{' '.join(command)} printed {done.stdout[:500]!r}") from None
-    return found
 
 
 def split(c4: Path, folder: Path) -> tuple[Path, Path]:
