@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bitwright.artifact.read import open_artifact
-from bitwright.errors import BadInput, Refused
+from bitwright.errors import BadField, BadInput, Refused
 from bitwright.learning import Learning
 from bitwright.tune import course
 
@@ -81,3 +81,5 @@ def test_refusals(packed: Path, tmp_path: Path, run: Run) -> None:
         run(tmp_path / "out", data=(short,))
     with pytest.raises(Refused, match="already exists"):
         run(packed)
+    with pytest.raises(BadField, match=r"sclaes.*scale"):
+        run(tmp_path / "out", learning=Learning(batch=2, length=32, frozen=("sclaes",)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.artifact.layout import expert_of
-from bitwright.errors import Refused, WorkFailed
+from bitwright.errors import BadField, Refused, WorkFailed
 from bitwright.learning import Learning
 from bitwright.models.skeleton import materialise, skeleton
 from bitwright.runtime.install import place
@@ -115,6 +115,10 @@ class Student:
         for head, table_name in artifact.quantization.tied:
             self.model.get_submodule(head).weight = self.model.get_submodule(table_name).weight
         self.vectors = self._vectors(artifact, learning)
+        known = {name for own in self.matrices.values() for matrix in own for name in matrix.weight.fixed}
+        unknown = [name for name in learning.frozen if name not in known]
+        if self.matrices and unknown:
+            raise BadField(learning, "frozen", ", ".join(unknown), f"the formats here have {', '.join(sorted(known))}")
 
     def _parameter(self, weight: Weight, dtype: torch.dtype) -> nn.Parameter:
         parameter = nn.Parameter(torch.empty(weight.shape, dtype=dtype))
