@@ -83,3 +83,4 @@ def test_refusals(packed: Path, tmp_path: Path, run: Run) -> None:
         run(packed)
     with pytest.raises(BadField, match=r"sclaes.*scale"):
         run(tmp_path / "out", learning=Learning(batch=2, length=32, frozen=("sclaes",)))
+    assert not list(tmp_path.glob("out*.journal"))  # nothing that would refuse the next try

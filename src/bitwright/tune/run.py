@@ -65,10 +65,11 @@ def tune(
         ids = data.windows(job, source, origin.calibration, progress)
         text = data.described(job, ids)
         dtype = product_type()
-        journal = _journal(job, _identity(job, artifact, source, text, dtype), ranks)
         with Workers(job.threads or ranks.threads) as workers:
             structure = infer(skeleton(source.config))
             student = Student(artifact, source, job.learning, dtype, workers, lambda i: ranks.owner(i) == ranks.rank)
+            # After what may refuse: a journal of refused settings would stand in the way of better ones.
+            journal = _journal(job, _identity(job, artifact, source, text, dtype), ranks)
             trainer = Trainer(teacher(source, structure, dtype), student, job.learning, workers, dtype, ranks)
             course = Course(job, trainer, journal, ids, progress, told)
             course.run()
