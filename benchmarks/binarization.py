@@ -48,13 +48,14 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
 }
 HEAD = """# Binarization, stored and run
 
-Every method below is a recipe: it makes a packed model whose file is as small as the column says, and which the kernels
-run as it lies on disk. "Bits" are stored bits a weight of the block linears, with scales, masks and padding; "paper" is
-what the paper counts. No method is trained here: OneBit, DB-LLM and BinaryMoS (which starts where OneBit starts) train
-from these models. The embedding, tied with the head, has 8 bits in all of them ({table} MB of each file).
+Every method below is a recipe: it makes a packed model whose file is as small as the column says, and which the
+kernels run as it lies on disk. "Bits" are stored bits a weight of the block linears, with scales, masks and padding;
+"paper" is what the paper counts. No method is trained here; `bitwright train` does that, from these models
+([training](training.md)). The embedding, tied with the head, has 8 bits in all of them ({table} MB of each file). Rows
+that are not measured yet are missing; the command makes them.
 
-{model}, WikiText-2 test, first {windows} windows of 2048 tokens, 8-bit activations; calibration on {tokens} tokens of
-C4; {machine}, {date}. Seconds are those of `quantize`, on one core{busy}. Made by
+{model}, WikiText-2 test, first {windows} windows of 2048 tokens, 8-bit activations;
+calibration on {tokens} tokens of C4; {machine}, {date}. Seconds are those of `quantize`{busy}. Made by
 
 ```sh
 python benchmarks/binarization.py C4.jsonl.gz wiki.test.raw FOLDER docs/binarization.md
@@ -95,7 +96,7 @@ def page(found: dict[str, Any]) -> str:
         tokens=TOKENS,
         machine=MACHINE,
         date=DATE,
-        busy=" of a busy machine",
+        busy=" on a busy machine",
     )
     return head + "\n".join(lines) + "\n"
 
