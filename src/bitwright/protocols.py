@@ -17,6 +17,7 @@ from torch import Tensor
 from bitwright.bits import Bits
 from bitwright.groups import Params, per_column
 from bitwright.linalg import Hessian
+from bitwright.mixing import Mixer
 
 Planes = dict[str, Tensor]
 """Stored tensors of one weight by role: "weight" (codes), "scales", "mins", "mask", ..."""
@@ -221,6 +222,24 @@ class Elastic(Format, Protocol):
 
     def roles(self, index: int) -> dict[str, str]:
         """The planes of one block: by their names in `prefix(1)`, those they have here."""
+        ...
+
+
+@runtime_checkable
+class Adaptive(Format, Protocol):
+    """A format whose weight, that of `decode` and `terms`, gets factors of inputs and outputs that each token mixes."""
+
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """Parameters that `decode` does not see; training may move them."""
+        ...
+
+    def mixer(self, params: Params) -> Mixer:
+        """What tokens compute their factors by; differentiable."""
+        ...
+
+    def stored_mixer(self, planes: Planes, shape: tuple[int, int]) -> Mixer:
+        """The same from stored planes, without their codes."""
         ...
 
 

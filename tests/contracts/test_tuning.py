@@ -23,6 +23,11 @@ def matrix(seed: int) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
+def towards(tuned: TunedWeight, gradient: torch.Tensor) -> list[torch.Tensor]:
+    """A gradient of the decoded weight, none of what else a layer computes with."""
+    return [gradient, *(torch.zeros_like(value) for value in tuned.values()[1:])]
+
+
 def packed(fmt: Format) -> QTensor:
     return Rtn().solve(matrix(0), fmt, None)
 
@@ -48,10 +53,10 @@ def test_parameters_follow_their_gradient_and_what_was_computed_is_what_is_packe
     target = 1.1 * packed(fmt).dequantize()
     tuned = TunedWeight(packed(fmt), matrix(0), Learning(rate=0.02, parameter_rate=0.004))
     for step in range(30):
-        tuned.update(tuned.value() - target, 1 - step / 30)
+        tuned.update(towards(tuned, tuned.value() - target), 1 - step / 30)
     assert float((tuned.value() - target).norm()) < 0.6 * float((packed(fmt).dequantize() - target).norm())
     codes = tuned.codes
-    tuned.update(matrix(3), 200.0)
+    tuned.update(towards(tuned, matrix(3)), 200.0)
     tuned.encode()
     assert not torch.equal(tuned.codes, codes)
     planes = tuned.planes()
@@ -66,7 +71,7 @@ def test_state_holds_everything(fmt: Format) -> None:
         if step == 2:
             second.restore({key: value.clone() for key, value in first.state().items()})
         for tuned in (first, second)[: 1 + (step >= 2)]:
-            tuned.update(matrix(step), 0.5)
+            tuned.update(towards(tuned, matrix(step)), 0.5)
             tuned.encode()
     assert all(torch.equal(plane, second.planes()[role]) for role, plane in first.planes().items())
 
@@ -76,10 +81,10 @@ def test_steps_at_rate_zero_leave_no_trace(fmt: Format) -> None:
     """As when the time of a step is measured before the first one."""
     timed, fresh = (TunedWeight(packed(fmt), None, Learning()) for _ in range(2))
     for seed in range(2):
-        timed.update(matrix(seed), 0.0)
+        timed.update(towards(timed, matrix(seed)), 0.0)
         timed.encode()
     timed.moved.forget()
     for tuned in (timed, fresh):
-        tuned.update(matrix(2), 1.0)
+        tuned.update(towards(tuned, matrix(2)), 1.0)
     assert timed.state().keys() == fresh.state().keys()
     assert all(torch.equal(value, fresh.state()[key]) for key, value in timed.state().items())

@@ -108,3 +108,8 @@ def test_a_stack_that_lacks_an_expert_is_refused(job: Job, text: Path) -> None:
         install(skeleton(read_config(artifact.config)), less, artifact.formats)
     with pytest.raises(Refused, match="tuning needs one for all"):
         tune(Tuning(artifact=job.out, out=job.out.with_name("tuned"), against=job.model, data=(text,), steps=1))
+
+
+def test_experts_cannot_have_scales_that_tokens_mix(job: Job) -> None:
+    with pytest.raises(Refused, match="whose scales tokens cannot mix"):
+        prepare(job.model_copy(update={"recipe": "binary-mos", "target_bytes": None}))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
 
 import pytest
 import torch
 
-from bitwright.engine.settings import choose
+from bitwright.formats.binary import Binary
+from bitwright.formats.mixed import Mixed
 from bitwright.formats.residual import Residual
+from bitwright.formats.zoned import Zoned
 from bitwright.linalg import Hessian
+from bitwright.partitions.salience import Salience
 from bitwright.protocols import Format, Solver
 from bitwright.recipes._bits import stored_bits
 from bitwright.solvers.descent import Descent
@@ -36,25 +39,39 @@ def error(layer: tuple[torch.Tensor, Hessian], fmt: Format, solver: Solver) -> f
     return h.error(solver.solve(w, fmt, h).dequantize() - w) / h.error(w)
 
 
+def at(bits: float, curve: Iterable[Format], layer: tuple[torch.Tensor, Hessian]) -> float:
+    """The error at so many stored bits, on a straight line of logarithms between the formats of a curve."""
+    points = sorted((stored_bits(fmt, [SHAPE]), error(layer, fmt, Gptq())) for fmt in curve)
+    below, above = max(p for p in points if p[0] <= bits), min(p for p in points if p[0] > bits)
+    share = (bits - below[0]) / (above[0] - below[0])
+    return below[1] ** (1 - share) * above[1] ** share
+
+
 def test_the_published_order_at_equal_bits(layer: tuple[torch.Tensor, Hessian]) -> None:
-    """ARB-RC <= ARB < BiLLM < PB-LLM, each with at least as many bits as the one before it."""
-    column, arb, bi = (
-        replace(Residual(2, 128, fitting), columns=columns)
-        for fitting, columns in (("alternating", "shared"), ("alternating", "none"), ("split", "none"))
+    """ARB-RC < ARB < BiLLM < PB-LLM, each paper at its own kind of format."""
+    groups = (64, 128, 256)
+    arb = [Residual(2, group, rounds=3) for group in groups]
+    curves = (
+        [Residual(2, group, rounds=3, columns="shared") for group in groups],
+        arb,
+        [Zoned(Residual(2, group, "split")) for group in (96, 128, 256)],
+        [Mixed(Binary(128), Salience(share)) for share in (0.0, 0.01, 0.04)],
     )
-    most = stored_bits(column, [SHAPE])
-    pb, _ = choose("pb-llm", {"format.salient_bits": "4"}, most, [SHAPE])
-    assert stored_bits(pb.format, [SHAPE]) > most - 0.01
-    # The same bits, bought as shorter groups, do not reach what column scales do.
-    wider = Residual(2, 96)
-    assert stored_bits(wider, [SHAPE]) > most - 0.02
-    errors = [error(layer, f, Gptq()) for f in (column, arb, bi, pb.format)]
-    assert errors == sorted(errors)
-    assert errors[0] < error(layer, wider, Gptq())
+    for bits in (2.4, 2.49):
+        errors = [at(bits, curve, layer) for curve in curves]
+        assert errors == sorted(errors), (bits, errors)
+    # Zones do for ARB what the column-group bitmap does in the paper: salient columns are split as well.
+    zoned = [Zoned(Residual(2, group, rounds=3), "alternating") for group in (128, 256)]
+    assert at(2.49, zoned, layer) < 1.1 * at(2.49, arb, layer)
+    assert at(2.49, zoned, layer) < 0.8 * at(2.49, curves[2], layer)
+
+
+def test_scales_that_ignore_the_hessian_ruin_billm(layer: tuple[torch.Tensor, Hessian]) -> None:
+    assert error(layer, Zoned(), Gptq(weighted=False)) > 1.3 * error(layer, Zoned(), Gptq())
 
 
 def test_error_feedback_and_descent_help_every_fit(layer: tuple[torch.Tensor, Hessian]) -> None:
-    for fmt in (Residual(2, 128, "split"), Residual(2, 128, columns="own")):
+    for fmt in (Zoned(), Residual(2, 128, columns="own")):
         errors = [error(layer, fmt, solver) for solver in (Descent(), Gptq(), Rtn())]
         assert errors == sorted(errors)
         assert errors[0] < 0.93 * errors[1]

@@ -87,7 +87,7 @@ def test_frozen_salient_weights_do_not_move(salient: TunedWeight) -> None:
     before, latent = salient.value(), salient.moved.tensors["latent"].clone()
     ranges = {name: salient.fixed[name].clone() for name in ("salient_scale", "salient_min")}
     for seed in range(20):
-        salient.update(logits(seed + 1, *SHAPE), 1.0)
+        salient.update([logits(seed + 1, *SHAPE)], 1.0)
         salient.encode()
     assert torch.equal(salient.moved.tensors["latent"][mask], latent[mask])
     assert not torch.equal(salient.moved.tensors["latent"][~mask], latent[~mask])
@@ -101,7 +101,7 @@ def test_frozen_salient_weights_do_not_move(salient: TunedWeight) -> None:
 def test_analytic_scales_are_least_squares_of_the_latent_weights(salient: TunedWeight) -> None:
     """Mean of |w - mean| over what is not salient, in each row and group (PB-LLM, section 3.3)."""
     for seed in range(3):
-        salient.update(logits(seed + 1, *SHAPE), 5.0)
+        salient.update([logits(seed + 1, *SHAPE)], 5.0)
     salient.encode()
     latent, rest = salient.moved.tensors["latent"], salient.fixed["mask"] == 0
     for group, columns in enumerate((slice(0, 64), slice(64, 128), slice(128, 192), slice(192, 200))):
@@ -117,7 +117,7 @@ def test_analytic_scales_are_least_squares_of_the_latent_weights(salient: TunedW
 def test_a_state_holds_analytic_scales(salient: TunedWeight) -> None:
     w = logits(0, *SHAPE)
     other = TunedWeight(Rtn().solve(w, salient.format, None), w, PB_LLM)
-    salient.update(logits(1, *SHAPE), 5.0)
+    salient.update([logits(1, *SHAPE)], 5.0)
     salient.encode()
     other.restore({key: value.clone() for key, value in salient.state().items()})
     assert torch.equal(other.value(), salient.value())

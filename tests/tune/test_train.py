@@ -41,7 +41,7 @@ def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unverified")
-@pytest.mark.parametrize("recipe", ["onebit", "db-llm", "pb-llm"])
+@pytest.mark.parametrize("recipe", ["onebit", "binary-mos", "db-llm", "pb-llm"])
 def test_losses_fall(tiny_model: Path, text: Path, tmp_path: Path, recipe: str) -> None:
     losses: list[float] = []
     job, tuning = jobs(tiny_model, text, tmp_path / "out", recipe, 24, rate="0.02", parameter_rate="0.005")
@@ -87,8 +87,9 @@ def test_killed_and_repeated_gives_the_same_bytes(
 
 
 @pytest.mark.usefixtures("unverified")
+@pytest.mark.parametrize("recipe", ["onebit", "binary-mos"])
 def test_what_was_trained_is_what_was_written(
-    tiny_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     trained: list[Student] = []
     check = Student.same
@@ -99,14 +100,14 @@ def test_what_was_trained_is_what_was_written(
 
     monkeypatch.setattr(Student, "same", same)
     monkeypatch.setattr(running, "product_type", lambda: torch.float32)
-    train(*jobs(tiny_model, text, tmp_path / "out", "onebit", rate="0.05"))
+    train(*jobs(tiny_model, text, tmp_path / "out", recipe, rate="0.05"))
     (student,) = trained
     packed = load(tmp_path / "out")
     set_activations(packed, "float")
     ids = torch.arange(40)[None]
     with torch.no_grad():
         assert torch.allclose(packed(ids).logits, student.model(ids).logits, atol=1e-6)
-        next(iter(student.parameters.values()))[0, 0] += 1e-3
+        next(iter(student.parameters.values()))[-1][0, 0] += 1e-3
     with pytest.raises(WorkFailed, match="other values than it was trained with"):
         student.same(open_artifact(tmp_path / "out"))
 

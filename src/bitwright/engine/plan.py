@@ -18,7 +18,7 @@ from bitwright.engine.job import Job
 from bitwright.engine.speed import Latency, latency
 from bitwright.engine.units import Shapes
 from bitwright.errors import Refused, TooFewBits
-from bitwright.protocols import Format, Menu, PlaneSpec, Recipe
+from bitwright.protocols import Adaptive, Format, Menu, PlaneSpec, Recipe
 from bitwright.spec import to_spec
 
 if TYPE_CHECKING:
@@ -233,6 +233,8 @@ def _stored_as(recipe: Recipe, name: str, shape: tuple[int, ...]) -> list[tuple[
         return [(name, shape, recipe.format_of(name))]
     experts = [(expert_name(name, e), shape[1:], recipe.format_of(expert_name(name, e), name)) for e in range(shape[0])]
     formats = {fmt for _, _, fmt in experts}
+    if any(isinstance(fmt, Adaptive) for fmt in formats):
+        raise Refused(f"{name} is a stack of experts, whose scales tokens cannot mix: give it another format by rules.")
     if len(formats) == 1:
         return [(name, shape, formats.pop())]
     if None in formats:

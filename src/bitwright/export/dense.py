@@ -12,12 +12,15 @@ from bitwright.artifact.folder import draft
 from bitwright.artifact.layout import CARD, CONFIG, INDEX, MANIFEST, expert_name, expert_of, json_text
 from bitwright.artifact.read import Artifact, open_artifact
 from bitwright.artifact.write import plan_shards, write_shards, write_text
-from bitwright.protocols import PlaneSpec
+from bitwright.errors import Refused
+from bitwright.protocols import Adaptive, PlaneSpec
 
 
 def export_dense(path: Path, out: Path) -> int:
     """Write the decoded weights, float32, with config and tokenizer to the new folder `out`; returns its bytes."""
     artifact = open_artifact(path)
+    if any(isinstance(fmt, Adaptive) for fmt in artifact.formats):
+        raise Refused(f"{path} has scales that every token mixes: no float matrix does the same.")
     specs: dict[str, PlaneSpec] = {}
     for weight in artifact.weights():
         part = expert_of(weight.name)

@@ -95,6 +95,18 @@ def unpack_lanes(plane: Tensor, rows: int) -> Tensor:
     return plane.transpose(1, 2).reshape(-1, plane.shape[1])[:rows].float()
 
 
+def pack_flags(flags: Tensor) -> Tensor:
+    """Bool [n] -> uint8 [ceil(n / 8)], the first in the lowest bit."""
+    padded = torch.zeros(-(-len(flags) // 8) * 8, dtype=torch.uint8)
+    padded[: len(flags)] = flags
+    return (padded.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def unpack_flags(plane: Tensor) -> Tensor:
+    """Bool [8 bytes]: inverse of `pack_flags`, with the flags behind the last."""
+    return ((plane[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).view(-1).bool()
+
+
 def finite(plane: Tensor) -> bool:
     """Whether no value of an f16 plane is infinite or NaN: a sum keeps those, and others cannot overflow."""
     return isfinite(float(plane.sum(dtype=torch.float32)))

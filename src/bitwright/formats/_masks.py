@@ -98,15 +98,11 @@ class WholeColumns:
 
     def pack(self, mask: Tensor, codes: Tensor, bits: int) -> Planes:
         """Planes of a mask and the codes under it."""
-        chosen = torch.zeros(-(-mask.shape[1] // 8) * 8, dtype=torch.uint8)
-        chosen[: mask.shape[1]] = mask[0]
-        packed = (chosen.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-        return {"chosen": packed, "salient": Bitmap().pack(mask, codes, bits)["salient"]}
+        return {"chosen": _layout.pack_flags(mask[0]), "salient": Bitmap().pack(mask, codes, bits)["salient"]}
 
     def bitmap(self, planes: Planes, shape: Shape) -> Planes:
         """The planes of `Bitmap` that say the same."""
-        chosen = ((planes["chosen"][:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).view(-1)[: shape[1]]
-        mask = chosen.bool().expand(shape)
+        mask = _layout.unpack_flags(planes["chosen"])[: shape[1]].expand(shape)
         return Bitmap().pack(mask, mask, 8) | {"salient": planes["salient"]}
 
     def unpack(self, planes: Planes, shape: Shape, bits: int) -> tuple[Tensor, Tensor]:
@@ -126,7 +122,7 @@ class WholeColumns:
 
     def flaw(self, planes: Planes, shape: Shape, count: int) -> str | None:
         """As many columns as there are codes, none behind the last."""
-        bits = ((planes["chosen"][:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).view(-1)
+        bits = _layout.unpack_flags(planes["chosen"])
         if bool(bits[shape[1] :].any()):
             return "marks a salient entry outside the matrix"
         return None if int(bits.sum()) * shape[0] == count else "counts its salient entries wrongly"

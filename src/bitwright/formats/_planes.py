@@ -112,27 +112,34 @@ class Book:
             scales.append(2 * half)
         return self._params(scales, constant, {})
 
-    def split(self, w: Tensor, h: Tensor) -> Params:
-        """One break-point of |w| for all rows: means of the small and of the large entries (BiLLM, algorithm 2)."""
-        count = h.sum(1, keepdim=True)
-        count = count + (count == 0)
-        constant = (h * w).sum(1, keepdim=True) / count if self.mean else None
+    def split(self, w: Tensor, h: Tensor, shared: bool) -> Params:
+        """The break-point of |w| of least error between the means of the smaller and of the larger entries: of each row
+        the best of all, or one of `SPLITS` percentiles `shared` by all rows (BiLLM, algorithm 2)."""
+        constant = _mean(w, h) if self.mean else None
         size = (w if constant is None else w - constant).abs()
-        counted = size[h > 0]
+        line, order = size.sort(1)
+        weight, sums = h.gather(1, order).cumsum(1), (h * size).gather(1, order).cumsum(1)
+        above, rest = weight[:, -1:] - weight, sums[:, -1:] - sums
+        gain = sums**2 / weight.clamp(min=1e-30) + torch.where(above > 0, rest**2 / above.clamp(min=1e-30), 0.0)
+        at = self._shared(size[h > 0], line, gain) if shared else gain.argmax(1, keepdim=True)
+        inner = sums.gather(1, at) / weight.gather(1, at).clamp(min=1e-30)
+        outer = torch.where(above.gather(1, at) > 0, rest.gather(1, at) / above.gather(1, at).clamp(min=1e-30), inner)
+        return self._params([outer + inner, outer - inner], constant, {})
+
+    @staticmethod
+    def _shared(counted: Tensor, line: Tensor, gain: Tensor) -> Tensor:
+        """Of each row the last place of its sorted `line` that is below the best break-point, [R, 1]."""
         if counted.numel() == 0:
-            return self.greedy(w, h)
+            return torch.zeros(len(line), 1, dtype=torch.int64)
         # Of large groups every k-th entry is enough for percentiles.
         sample = counted[:: 1 + counted.numel() // 100_000].float()
-        points = torch.quantile(sample, torch.linspace(0.1, 0.9, SPLITS))
-        best, least = self.greedy(w, h), torch.inf
-        for point in points.tolist():
-            small = h * (size < point)
-            large = h - small
-            inner, outer = _mean(size, small), _mean(size, large)
-            error = float((small * (size - inner) ** 2 + large * (size - outer) ** 2).sum())
-            if error < least:
-                best, least = self._params([outer + inner, outer - inner], constant, {}), error
-        return best
+        points = torch.quantile(sample, torch.linspace(0.1, 0.9, SPLITS)).to(line.dtype)
+        places = torch.searchsorted(line.contiguous(), points.expand(len(line), SPLITS).contiguous()) - 1
+        # Nothing below it and everything below it are the same split: none.
+        gains = torch.where(places < 0, gain[:, -1:], gain.gather(1, places.clamp(min=0)))
+        best = gains.sum(0).argmax()
+        places = torch.where(places < 0, line.shape[1] - 1, places)
+        return places[:, best : best + 1]
 
     def alternate(self, w: Tensor, h: Tensor, rounds: int) -> Params:
         """Nearest codes and least-squares scales in turn (ARB-LLM, algorithm 1); no round makes a row worse."""
@@ -161,20 +168,7 @@ class Book:
     def _start(self, w: Tensor, h: Tensor) -> Params:
         if self.bit:
             return self._bits(w, h)
-        return self._row_splits(w, h) if self.order == 2 else self.greedy(w, h)
-
-    def _row_splits(self, w: Tensor, h: Tensor) -> Params:
-        """The best break-point of each row, among all."""
-        constant = _mean(w, h) if self.mean else None
-        size = (w if constant is None else w - constant).abs()
-        order = size.argsort(1)
-        weight, sums = h.gather(1, order).cumsum(1), (h * size).gather(1, order).cumsum(1)
-        above, rest = weight[:, -1:] - weight, sums[:, -1:] - sums
-        gain = sums**2 / weight.clamp(min=1e-30) + torch.where(above > 0, rest**2 / above.clamp(min=1e-30), 0.0)
-        at = gain.argmax(1, keepdim=True)
-        inner = sums.gather(1, at) / weight.gather(1, at).clamp(min=1e-30)
-        outer = torch.where(above.gather(1, at) > 0, rest.gather(1, at) / above.gather(1, at).clamp(min=1e-30), inner)
-        return self._params([outer + inner, outer - inner], constant, {})
+        return self.split(w, h, shared=False) if self.order == 2 else self.greedy(w, h)
 
     def _bits(self, w: Tensor, h: Tensor) -> Params:
         """The best uniform grid {-s, 0, s, 2 s} or its mirror image (DB-LLM, section 3.2)."""

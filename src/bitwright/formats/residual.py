@@ -80,7 +80,7 @@ class Residual:
         if self.fitting == "greedy":
             return book.greedy(w, importance)
         if self.fitting == "split":
-            return book.split(w, importance)
+            return book.split(w, importance, shared=True)
         return book.alternate(w, importance, self.rounds)
 
     @property

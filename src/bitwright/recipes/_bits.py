@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 
 from bitwright.bits import total
 from bitwright.errors import Refused, TooFewBits
 from bitwright.formats.integer import Integer
+from bitwright.formats.mixture import Mixture
 from bitwright.formats.residual import MOST, Residual
+from bitwright.formats.zoned import Zoned
 from bitwright.protocols import Format, Recipe
 from bitwright.solvers.gptq import Gptq
 
@@ -52,11 +55,15 @@ def largest_share(make: Callable[[float], Format], bits: float, shapes: Shapes, 
 def residual_at(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
     """The most planes, and the smallest group beside them, that store at most `bits`."""
     base = recipe.format
-    if not isinstance(base, Residual):
+    low = base.low if isinstance(base, Mixture | Zoned) else base
+    if not isinstance(low, Residual):
         raise Refused("--bits chooses among residual planes: leave it out, or leave format as it is.")
-    orders = range(1, MOST + 1) if base.fitting != "split" and base.values == "sign" else (2,)
-    choices = [replace(base, order=order, group=group) for order in orders for group in (32, 64, 128, 256, None)]
-    stored = [(c.order, stored_bits(c, shapes), c) for c in choices]
+    orders = range(1, MOST + 1) if low.fitting != "split" and low.values == "sign" else (2,)
+    stored = []
+    for order, group in product(orders, (32, 64, 128, 256, None)):
+        planes = replace(low, order=order, group=group)
+        fmt = replace(base, low=planes) if isinstance(base, Mixture | Zoned) else planes
+        stored.append((order, stored_bits(fmt, shapes), fmt))
     least, most = min(s[1] for s in stored), max(s[1] for s in stored)
     if bits > most + 1e-9:
         raise Refused(f"{bits} bits are more than {recipe.name} can use: it stores at most {most:.3f} here.")

@@ -1,31 +1,29 @@
-"""BiLLM (arXiv 2402.04291): signs with two scales, split by magnitude; binarized without training.
+"""BiLLM (arXiv 2402.04291): signs with two scales, split by magnitude, and salient columns apart; no training.
 
-In each row and block of 128 columns, weights below a searched break-point share one scale and those above another.
-The published format stores signs, a bitmap of the split, and for some columns signs of the residual instead; all of
-them are two one-bit planes with two scales, which is how they are stored here (no means: they cost 48 / group bits).
-Codes are chosen column by column with error feedback, where the published code freezes them for a block.
-Stored bits a weight: 2 + 32 / group. The paper counts 1.07 to 1.13: the signs.
+In each row and group of 128 columns, weights below a searched break-point share one scale and those above another;
+salient columns, by w^2 / u^2 and as many as lower the group's error, have signs and signs of their residual instead.
+Both are two one-bit planes with two scales, and are stored as that: the bitmap of the split is the second plane. No
+means: they cost 48 / group bits. Codes are chosen column by column with error feedback, where the published code
+freezes them for a block, and scales weigh columns as the Hessian does: unweighted ones (solver.weighted=false) lose
+1.5 times as much, and ruin a small model. `format.salient=alternating format.low.fitting=alternating` gives every row
+its own break-point, for no bits.
+Stored bits a weight: 2 + 64 / group + 1 / rows. The paper counts 1.07 to 1.13: the signs.
 """
 
 from __future__ import annotations
 
 from bitwright.formats.integer import Integer
-from bitwright.formats.residual import Residual
+from bitwright.formats.zoned import Zoned
 from bitwright.protocols import Recipe
 from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.gptq import Gptq
 
-RECIPE = Recipe(
-    "bi-llm", format=Residual(2, 128, "split"), solver=Gptq(weighted=False), embedding=Integer(8, 64, "symmetric")
-)
+RECIPE = Recipe("bi-llm", format=Zoned(), solver=Gptq(), embedding=Integer(8, 64, "symmetric"))
 
 
 def caution(recipe: Recipe) -> str | None:
-    """Measured on SmolLM2-135M."""
-    return (
-        "this destroys small models (SmolLM2-135M at 2.27 bits: perplexity 8 million on WikiText-2, float "
-        "20): arb-llm stores two planes as well and keeps more."
-    )
+    """None measured."""
+    return None
 
 
 __all__ = ["RECIPE", "at_bits", "caution"]

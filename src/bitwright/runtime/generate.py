@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import BadField, BadInput, Refused
+from bitwright.protocols import Adaptive, Format
 from bitwright.runtime import native
 from bitwright.runtime.engine import Compiled, Engine, build, open_engine
 from bitwright.runtime.linear import Activations, QLinear
 from bitwright.runtime.plan import refusal
+from bitwright.runtime.weights import ADAPTIVE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,7 +72,8 @@ class Generator:
 def generator(model: PreTrainedModel, choice: EngineChoice = "auto") -> Generator:
     """How to generate with a model. "native" insists on the compiled engine: `Refused` says why it cannot run this."""
     ends = _tokens(getattr(model.generation_config, "eos_token_id", None))
-    reason = why_torch(model.config, {m.activations for m in model.modules() if isinstance(m, QLinear)}, choice)
+    packed = [module for module in model.modules() if isinstance(module, QLinear)]
+    reason = why_torch(model.config, {m.activations for m in packed}, choice, {m.format for m in packed})
     if reason is not None:
         return Generator(model, ends, reason)
     return Generator(build(model, torch.get_num_threads()), ends, _compiled())
@@ -86,7 +89,7 @@ def open_generator(
     from bitwright.runtime.load import load_artifact, read_config
 
     config = read_config(artifact.config)
-    if why_torch(config, {activations}, choice) is not None:
+    if why_torch(config, {activations}, choice, set(artifact.formats)) is not None:
         return generator(load_artifact(artifact, activations), choice)
     settings = artifact.generation_config
     ends = _tokens(config.eos_token_id if settings is None else settings.get("eos_token_id"))
@@ -103,26 +106,27 @@ def _tokens(configured: Any) -> frozenset[int]:
     return frozenset(token for token in found if isinstance(token, int))
 
 
-def why_torch(config: Any, activations: Set[Activations], choice: EngineChoice) -> str | None:
+def why_torch(config: Any, activations: Set[Activations], choice: EngineChoice, formats: Set[Format]) -> str | None:
     """Why a model of this transformers config runs in torch; None where the compiled engine runs it.
 
-    `activations` are those of its packed layers. `Refused` where the choice is "native" and the engine cannot.
+    `activations` and `formats` are those of its packed layers. `Refused` where the choice is "native" and the engine
+    cannot.
     """
     if choice == "torch":
         return "torch: asked for"
-    reason = _obstacle(config, activations)
+    reason = _obstacle(config, activations, formats)
     if reason is not None and choice == "native":
         raise Refused(f"the compiled engine cannot run this model ({reason}): use --engine auto.")
     return reason
 
 
-def _obstacle(config: Any, activations: Set[Activations]) -> str | None:
+def _obstacle(config: Any, activations: Set[Activations], formats: Set[Format]) -> str | None:
     if not activations:
         return "torch: its weights are not packed"
     if "float" in activations:
         return "torch: float activations were asked for"
     usable, reason = native.available()
-    refused = refusal(config)
+    refused = ADAPTIVE if any(isinstance(fmt, Adaptive) for fmt in formats) else refusal(config)
     return reason if not usable else None if refused is None else f"torch: {refused}"
 
 

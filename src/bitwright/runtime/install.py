@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitwright.artifact.layout import expert_of
 from bitwright.errors import BadArtifact
-from bitwright.protocols import Format
+from bitwright.protocols import Adaptive, Format
 from bitwright.runtime.linear import Packed, QEmbedding, QExperts, QLinear, SplitExperts, TiedHead
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ def install(model: nn.Module, quantization: Quantization, formats: tuple[Format,
     with torch.device("meta"):
         for weight in quantization.weights:
             place = expert_of(weight.name)
+            if isinstance(formats[weight.format], Adaptive) and (place is not None or len(weight.shape) == 3):
+                raise BadArtifact(
+                    f"{weight.name} is of experts, whose scales no token mixes: write the artifact again."
+                )
             if place is not None:
                 _put_expert(model, weight, formats[weight.format], *place)
                 continue

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bitwright.protocols import Format, Planes, QTensor, Term
+from bitwright.mixing import Mixer
+from bitwright.protocols import Adaptive, Format, Planes, QTensor, Term
 from bitwright.runtime import native
 from bitwright.runtime.reference import integer_matmul
 
@@ -57,7 +58,7 @@ class Packed(nn.Module):
 
 
 class QLinear(Packed):
-    """y = x W^T + b from packed W.
+    """y = x W^T + b from packed W; each token mixes an adaptive format's factors, before and behind the product.
 
     `activations` "int8" quantizes x per token and group, as kernels do; "float" multiplies by decoded weights.
     """
@@ -68,21 +69,34 @@ class QLinear(Packed):
         self.activations: Activations = "int8"
         self.bias = nn.Parameter(torch.zeros(shape[0]), requires_grad=False) if bias else None
         self._kernel: native.NativeMatrix | None = None
+        self._mixer: Mixer | None = None
 
     @property
     def path(self) -> str:
         """Which code multiplies, and why."""
         if self.activations == "float":
             return "torch, decoded strips: float activations"
-        return native.why()
+        return f"{native.why()}, scales mixed in torch" if isinstance(self.format, Adaptive) else native.why()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., R]."""
         flat = x.reshape(-1, self.shape[1]).float()
-        y = self._integer(flat) if self.activations == "int8" else self._float(flat)
+        if isinstance(self.format, Adaptive):
+            before, behind = self._factors(self.format, flat)
+            y = self._product(flat * before) * behind
+        else:
+            y = self._product(flat)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.shape[0]).to(x.dtype)
+
+    def _factors(self, fmt: Adaptive, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self._mixer is None:
+            self._mixer = fmt.stored_mixer(self.planes, self.shape)
+        return self._mixer.factors(x)
+
+    def _product(self, x: Tensor) -> Tensor:
+        return self._integer(x) if self.activations == "int8" else self._float(x)
 
     def _integer(self, x: Tensor) -> Tensor:
         if native.available()[0]:
@@ -128,6 +142,7 @@ class TiedHead(QLinear):
         self.activations = "int8"
         self.bias = None
         self._kernel = None
+        self._mixer = None
 
     @property
     def planes(self) -> Planes:

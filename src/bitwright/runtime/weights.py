@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from bitwright.errors import BadArtifact, Refused
+from bitwright.protocols import Adaptive, Format
 from bitwright.runtime import native
 from bitwright.runtime.linear import Packed, QEmbedding, QLinear, TiedHead
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from bitwright import _core
     from bitwright.artifact.read import Artifact
     from bitwright.runtime.plan import Weight
+
+
+ADAPTIVE = "the compiled engine mixes no scales for each token"
 
 
 class ModuleWeights:
@@ -44,6 +48,7 @@ class ModuleWeights:
         return self._model.get_parameter(name).detach().float().contiguous()
 
     def _matrix(self, module: Packed, bias: Tensor | None) -> _core.Matrix:
+        _require_fixed(module.format)
         key = module.planes["weight"].data_ptr()
         if not isinstance(module, QEmbedding | TiedHead):
             return native.native_matrix(module.terms(), module.shape, bias).core
@@ -95,5 +100,11 @@ class StoredWeights:
         if len(weight.shape) != 2:
             raise BadArtifact(f"{name} is stored as {list(weight.shape)}, but config.json makes it a matrix.")
         self._unused.discard(name)
-        terms = self._artifact.formats[weight.format].terms(self._artifact.planes(name), weight.matrix)
-        return native.native_matrix(terms, weight.matrix, bias).core
+        fmt = self._artifact.formats[weight.format]
+        _require_fixed(fmt)
+        return native.native_matrix(fmt.terms(self._artifact.planes(name), weight.matrix), weight.matrix, bias).core
+
+
+def _require_fixed(fmt: Format) -> None:
+    if isinstance(fmt, Adaptive):
+        raise Refused(f"{ADAPTIVE}: use --engine torch.")

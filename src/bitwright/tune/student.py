@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from bitwright.artifact.layout import expert_of
 from bitwright.errors import BadField, Refused, WorkFailed
+from bitwright.groups import per_column
 from bitwright.learning import Learning
 from bitwright.models.skeleton import materialise, skeleton
+from bitwright.protocols import Adaptive, Format
 from bitwright.runtime.install import place
-from bitwright.tune.weight import Moved, TunedWeight
+from bitwright.tune.mixed import MixedLinear
+from bitwright.tune.weight import Moved, TunedWeight, computed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,13 +55,14 @@ class Matrix:
     """One matrix of the student (of a stack of experts: one expert): how it is stored, and where the model reads it."""
 
     weight: TunedWeight
-    parameter: nn.Parameter
+    parameters: tuple[nn.Parameter, ...]
     expert: int | None
 
     def show(self) -> None:
-        """Put the decoded weight where the model multiplies by it."""
-        place = self.parameter.data if self.expert is None else self.parameter.data[self.expert]
-        place.copy_(self.weight.value())
+        """Put what the weight computes with where the model does."""
+        for parameter, value in zip(self.parameters, self.weight.values(), strict=True):
+            place = parameter.data if self.expert is None else parameter.data[self.expert]
+            place.copy_(value)
 
 
 @dataclass
@@ -93,7 +97,7 @@ class Student:
     ) -> None:
         """`owned` says of which weights this process has the latent values; the others are only multiplied by."""
         self.model = skeleton(source.config)
-        self.parameters: dict[str, nn.Parameter] = {}  # decoded weights, by weight name
+        self.parameters: dict[str, tuple[nn.Parameter, ...]] = {}  # what each weight computes with
         self.matrices: dict[str, list[Matrix]] = {}  # of those owned; one, or one an expert
         for name in artifact.kept:
             place(self.model, name, artifact.tensor(name))
@@ -108,10 +112,10 @@ class Student:
             if owner is not None and id(owner) in fixed:
                 owner.weight = nn.Parameter(artifact.qtensor(weight.name).dequantize(), requires_grad=False)
             else:
-                parameter = self._parameter(weight, dtype)
+                parameters = self._parameters(weight, artifact.formats[weight.format], dtype)
                 if owned(len(self.parameters)):
-                    self.matrices[weight.name] = _matrices(artifact, source, weight, learning, parameter, workers)
-                self.parameters[weight.name] = parameter
+                    self.matrices[weight.name] = _matrices(artifact, source, weight, learning, parameters, workers)
+                self.parameters[weight.name] = parameters
         for head, table_name in artifact.quantization.tied:
             self.model.get_submodule(head).weight = self.model.get_submodule(table_name).weight
         self.vectors = self._vectors(artifact, learning)
@@ -120,12 +124,18 @@ class Student:
         if self.matrices and unknown:
             raise BadField(learning, "frozen", ", ".join(unknown), f"the formats here have {', '.join(sorted(known))}")
 
-    def _parameter(self, weight: Weight, dtype: torch.dtype) -> nn.Parameter:
+    def _parameters(self, weight: Weight, fmt: Format, dtype: torch.dtype) -> tuple[nn.Parameter, ...]:
         parameter = nn.Parameter(torch.empty(weight.shape, dtype=dtype))
         stacked = len(weight.shape) == 3
         path, _, leaf = weight.name.rpartition(".")
         setattr(self.model.get_submodule(path if stacked else weight.name), leaf if stacked else "weight", parameter)
-        return parameter
+        if not isinstance(fmt, Adaptive) or stacked:
+            return (parameter,)
+        linear = self.model.get_submodule(weight.name)
+        assert isinstance(linear, nn.Linear)
+        mixed = MixedLinear(linear, len(fmt.mixed) // 3)
+        setattr(self.model.get_submodule(path), leaf, mixed)
+        return parameter, mixed.router, mixed.inputs, mixed.outputs
 
     def _vectors(self, artifact: Artifact, learning: Learning) -> Vectors:
         parameters = dict(self.model.named_parameters())
@@ -147,18 +157,28 @@ class Student:
 
     def same(self, artifact: Artifact) -> None:
         """`WorkFailed` unless an artifact decodes to exactly what the model was trained with."""
-        for name, parameter in self.parameters.items():
-            stacked = parameter.dim() == 3
-            for i, value in enumerate(parameter.data if stacked else parameter.data[None]):
-                if not torch.equal(artifact.qtensor(name, i).dequantize().to(value.dtype), value):
-                    raise WorkFailed(f"{name} was written with other values than it was trained with.")
+        for name, parameters in self.parameters.items():
+            stacked = parameters[0].dim() == 3
+            for i in range(len(parameters[0]) if stacked else 1):
+                q = artifact.qtensor(name, i)
+                codes, params = q.format.unpack(q.planes, q.shape)
+                found = computed(q.format, codes, per_column(params, q.format.group, q.shape[1]))
+                for parameter, value in zip(parameters, found, strict=True):
+                    trained = parameter.data[i] if stacked else parameter.data
+                    if not torch.equal(value.to(trained.dtype), trained):
+                        raise WorkFailed(f"{name} was written with other values than it was trained with.")
         for name, parameter in self.vectors.parameters.items():
             if not torch.equal(artifact.tensor(name).to(parameter.dtype), parameter.data):
                 raise WorkFailed(f"{name} was written with other values than it was trained with.")
 
 
 def _matrices(
-    artifact: Artifact, source: Source, weight: Weight, learning: Learning, parameter: nn.Parameter, workers: Workers
+    artifact: Artifact,
+    source: Source,
+    weight: Weight,
+    learning: Learning,
+    parameters: tuple[nn.Parameter, ...],
+    workers: Workers,
 ) -> list[Matrix]:
     stacked = len(weight.shape) == 3
     original = source.tensor(weight.name if stacked else f"{weight.name}.weight") if learning.memory else None
@@ -168,4 +188,4 @@ def _matrices(
         return TunedWeight(artifact.qtensor(weight.name, expert), towards, learning)
 
     found = workers.map(tuned, range(weight.experts))
-    return [Matrix(w, parameter, e if stacked else None) for e, w in enumerate(found)]
+    return [Matrix(w, parameters, e if stacked else None) for e, w in enumerate(found)]

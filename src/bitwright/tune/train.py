@@ -35,13 +35,14 @@ class Trainer:
     ranks: Ranks
 
     def __post_init__(self) -> None:
-        self.parameters = list(self.student.parameters.values())
+        self.parameters = list(self.student.parameters.values())  # of each weight what it computes with
+        self.leaves = [parameter for own in self.parameters for parameter in own]
         self.vectors = list(self.student.vectors.parameters.values())
         self.matrices: list[tuple[int, Matrix]] = []  # of this process; numbers are alike for all numbers of processes
         number = 0
-        for name, parameter in self.student.parameters.items():
+        for name, parameters in self.student.parameters.items():
             self.matrices += enumerate(self.student.matrices.get(name, ()), number)
-            number += len(parameter) if parameter.dim() == 3 else 1
+            number += _count(parameters)
         self.show()
 
     def show(self) -> None:
@@ -49,8 +50,13 @@ class Trainer:
         self.student.vectors.show()
         for _ in self.workers.map(lambda matrix: matrix[1].show(), self.matrices):
             pass
-        for index, parameter in enumerate(self.parameters):
-            self.ranks.spread(parameter.data, self.ranks.owner(index))
+        self._spread()
+
+    def _spread(self) -> None:
+        """Give all processes what the owner of each weight has."""
+        for index, parameters in enumerate(self.parameters):
+            for parameter in parameters:
+                self.ranks.spread(parameter.data, self.ranks.owner(index))
 
     def encode(self) -> None:
         """Choose all codes anew."""
@@ -69,7 +75,7 @@ class Trainer:
 
     def step(self, ids: Tensor, factor: float, number: int) -> float:
         """One update from sequences int64 [S, T] with all rates times `factor`; the mean loss before it."""
-        leaves = [*self.parameters, *self.vectors]
+        leaves = [*self.leaves, *self.vectors]
 
         def gradients(row: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             with torch.enable_grad():
@@ -110,30 +116,34 @@ class Trainer:
     def _update(self, found: tuple[tuple[Tensor, ...], ...], factor: float, number: int) -> None:
         """Move everything along the mean over sequences; gradients are in the order of parameters, then vectors."""
 
-        def one(item: tuple[int, Matrix, list[Tensor]]) -> None:
-            index, matrix, parts = item
-            matrix.weight.update(_mean([p if matrix.expert is None else p[matrix.expert] for p in parts]), factor)
+        def one(item: tuple[int, Matrix, list[list[Tensor]]]) -> None:
+            index, matrix, every = item
+            means = [_mean([p if matrix.expert is None else p[matrix.expert] for p in parts]) for parts in every]
+            matrix.weight.update(means, factor)
             if index % self.learning.encode_every == number % self.learning.encode_every:
                 matrix.weight.encode()
             matrix.show()
 
         for _ in self.workers.map(one, self._gradients(found)):
             pass
-        for index, parameter in enumerate(self.parameters):
-            self.ranks.spread(parameter.data, self.ranks.owner(index))
-        vectors = self.ranks.joined([own[len(self.parameters) :] for own in found])
+        self._spread()
+        vectors = self.ranks.joined([own[len(self.leaves) :] for own in found])
         means = [_mean(parts) for parts in zip(*vectors, strict=True)]
         self.student.vectors.moved.step(dict(zip(self.student.vectors.parameters, means, strict=True)), factor)
         self.student.vectors.show()
 
-    def _gradients(self, found: tuple[tuple[Tensor, ...], ...]) -> Iterator[tuple[int, Matrix, list[Tensor]]]:
-        """The matrices of this process, each with its gradients of all sequences of all processes."""
-        matrices = iter(self.matrices)
-        for index, parameter in enumerate(self.parameters):
-            parts = self.ranks.collected([own[index] for own in found], self.ranks.owner(index))
-            if parts is not None:
-                for number, matrix in islice(matrices, len(parameter) if parameter.dim() == 3 else 1):
-                    yield number, matrix, parts
+    def _gradients(self, found: tuple[tuple[Tensor, ...], ...]) -> Iterator[tuple[int, Matrix, list[list[Tensor]]]]:
+        """The matrices of this process, each with the gradients of what it computes with, of all sequences of all."""
+        matrices, leaf = iter(self.matrices), 0
+        for index, parameters in enumerate(self.parameters):
+            every: list[list[Tensor]] = []
+            for _ in parameters:
+                parts = self.ranks.collected([own[leaf] for own in found], self.ranks.owner(index))
+                every += [] if parts is None else [parts]
+                leaf += 1
+            if every:
+                for number, matrix in islice(matrices, _count(parameters)):
+                    yield number, matrix, every
 
     def _loss(self, row: Tensor) -> Tensor:
         given, wanted = self._outputs(row, needs_teacher(self.learning), hidden=self.learning.hidden > 0)
@@ -146,6 +156,11 @@ class Trainer:
             with torch.no_grad():
                 wanted = self.teacher(**asked) if teach else None
             return self.student.model(**asked), wanted
+
+
+def _count(parameters: Sequence[Tensor]) -> int:
+    """Matrices in a weight: the experts of a stack, or one."""
+    return len(parameters[0]) if parameters[0].dim() == 3 else 1
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from bitwright.groups import Params, columns_of, groups, join, per_column
 from bitwright.learning import Learning
-from bitwright.protocols import Planes, QTensor
+from bitwright.protocols import Adaptive, Format, Planes, QTensor
 
 BETAS = (0.9, 0.95)
 HALVINGS = 6
@@ -51,6 +51,15 @@ class Moved:
             self.adam.state[tensor] = {key.removeprefix(f"{name}:"): value for key, value in own.items()}
 
 
+def computed(fmt: Format, codes: Tensor, params: Params) -> tuple[Tensor, ...]:
+    """What a layer computes with: the decoded weight, and the tensors of an adaptive format's mixer."""
+    decoded = fmt.decode(codes, params)
+    if not isinstance(fmt, Adaptive):
+        return (decoded,)
+    mixer = fmt.mixer(params)
+    return decoded, mixer.router, mixer.inputs, mixer.outputs
+
+
 class TunedWeight:
     """A weight [R, C] whose forward value is exactly what its packed planes decode to.
 
@@ -66,8 +75,9 @@ class TunedWeight:
         if original is not None:
             latent = self._towards(original.float(), latent)
         self.analytic = learning.analytic
-        self.moving = () if self.analytic else tuple(n for n in q.format.continuous if n not in learning.frozen)
-        self.still = [self.fixed[n] for n in learning.frozen if n in self.fixed and n not in q.format.continuous]
+        movable = (*q.format.continuous, *(q.format.mixed if isinstance(q.format, Adaptive) else ()))
+        self.moving = () if self.analytic else tuple(n for n in movable if n not in learning.frozen)
+        self.still = [self.fixed[n] for n in learning.frozen if n in self.fixed and n not in movable]
         moving = {name: self.fixed[name] for name in self.moving}
         rates = dict.fromkeys(moving, learning.parameter_rate) | {"latent": learning.rate}
         self.moved = Moved({"latent": latent} | moving, rates)
@@ -117,14 +127,20 @@ class TunedWeight:
         """Float32 [R, C]: what the packed weight decodes to."""
         return self._decode(self._stored())
 
-    def update(self, gradient: Tensor, factor: float) -> None:
-        """One step along the gradient float32 [R, C] of the decoded weight."""
+    def values(self) -> tuple[Tensor, ...]:
+        """Everything that the layer computes with, as in `computed`."""
+        return computed(self.format, self.codes, self._spread(self._stored()))
+
+    def update(self, gradients: Sequence[Tensor], factor: float) -> None:
+        """One step along the gradients of `values`; that of the decoded weight [R, C] is also the latent's."""
+        gradient = gradients[0]
         moving = {k: self.moved.tensors[k].detach().requires_grad_() for k in self.moving}
         found: tuple[Tensor, ...] = ()
         if moving:
             with torch.enable_grad():
-                value = self._decode(self.format.stored(self.fixed | moving))
-                found = torch.autograd.grad(value, list(moving.values()), gradient)
+                values = computed(self.format, self.codes, self._spread(self.format.stored(self.fixed | moving)))
+                pairs = [(v, g) for v, g in zip(values, gradients, strict=True) if v.requires_grad]
+                found = torch.autograd.grad([v for v, _ in pairs], list(moving.values()), [g for _, g in pairs])
         for mark in self.still:
             gradient = gradient * (mark == 0)  # Adam does not move what never had a gradient
         self.moved.step({"latent": gradient} | dict(zip(moving, found, strict=True)), factor)
