@@ -10,12 +10,17 @@ namespace {
 
 size_t padded(size_t bytes) { return (bytes + kVector - 1) / kVector * kVector; }
 
-// Calls visit(pointer, bytes) for every stream of weights and scales. Values of a bitmap have their own padded end and stay.
+// Calls visit(pointer, bytes) for every stream of weights and scales; codes that several terms share are one stream. Values
+// of a bitmap have their own padded end and stay.
 template <class Visit> void each_stream(MatrixView& m, Visit visit) {
+  int first[kMaxTerms];  // of the terms with the same codes, looked up before visits move them
+  for (int i = 0; i < m.terms; i++)
+    for (first[i] = 0; m.term[first[i]].codes != m.term[i].codes;) first[i]++;
   for (int i = 0; i < m.terms; i++) {
     Term& t = m.term[i];
     const size_t codes = size_t(m.tiles) * t.units * t.unit_bytes, scales = size_t(m.tiles) * t.groups * kLanes * sizeof(uint16_t);
-    visit(t.codes, codes);
+    if (first[i] == i) visit(t.codes, codes);
+    else if (t.codes != m.term[first[i]].codes) t.codes = m.term[first[i]].codes;  // only where visits move: threads share
     if (t.kind == Kind::nm) visit(t.values, codes);
     visit(t.scales, scales);
     if (t.mins) visit(t.mins, scales);

@@ -15,8 +15,10 @@ from bitwright import _core
 from bitwright.errors import BadInput, Refused
 from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
+from bitwright.formats.mixture import Mixture
 from bitwright.formats.residual import Residual
 from bitwright.formats.trellis import Trellis
+from bitwright.formats.zoned import Zoned
 from bitwright.partitions.columns import Columns
 from bitwright.protocols import Format
 from bitwright.runtime import engine
@@ -132,6 +134,7 @@ def test_column_scales_give_a_layer_activations_of_its_own(isa: str) -> None:
     others = {
         "q_proj": Residual(3, 64, columns="shared"),  # beside k and v, which have none or others
         "v_proj": Residual(4, 32, columns="own"),
+        "k_proj": Zoned(Residual(2, 32), "alternating"),  # two terms for the codes of a plane
         "gate_proj": Trellis(24),
         "up_proj": Residual(4, None, columns="own"),
         "down_proj": Mixed(Residual(2, None, columns="shared"), Columns(0.3), 8, "columns"),
@@ -144,6 +147,11 @@ def test_column_scales_give_a_layer_activations_of_its_own(isa: str) -> None:
     one.core.forward(ids[:60])
     singles = [torch.from_numpy(one.core.forward([token])) for token in ids[60:]]
     assert torch.equal(torch.cat(singles), whole[60:])
+
+
+def test_scales_that_tokens_mix_are_refused() -> None:
+    with pytest.raises(Refused, match="mixes no scales for each token"):
+        built(pack(model_of("llama"), {"down_proj": Mixture()}))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])

@@ -15,6 +15,7 @@ from bitwright.engine.job import Job
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput, WorkFailed
 from bitwright.learning import Learning
+from bitwright.runtime.generate import open_generator
 from bitwright.runtime.linear import set_activations
 from bitwright.runtime.load import load
 from bitwright.tune import course
@@ -110,6 +111,8 @@ def test_what_was_trained_is_what_was_written(
         next(iter(student.parameters.values()))[-1][0, 0] += 1e-3
     with pytest.raises(WorkFailed, match="other values than it was trained with"):
         student.same(open_artifact(tmp_path / "out"))
+    speaker = open_generator(open_artifact(tmp_path / "out"), "int8")
+    assert ("mixes no scales" in speaker.why) == (recipe == "binary-mos")
 
 
 def test_too_little_text_is_said_before_any_work(tiny_model: Path, text: Path, tmp_path: Path) -> None:
