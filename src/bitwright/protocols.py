@@ -209,7 +209,7 @@ class Format(Protocol):
 
 @runtime_checkable
 class Elastic(Format, Protocol):
-    """A format whose weights are sums of blocks, of which the first ones alone are a coarser weight."""
+    """A format whose weights are stored in blocks, of which the first ones alone are a coarser weight."""
 
     @property
     def blocks(self) -> int:
@@ -219,6 +219,15 @@ class Elastic(Format, Protocol):
     def prefix(self, count: int) -> Format:
         """The format of the first `count` blocks; its planes have the same names and shapes here."""
         ...
+
+    def decode_prefix(self, codes: Tensor, params: Params, count: int) -> Tensor:
+        """What the first `count` blocks of codes of this format stand for, differentiable as `decode` is."""
+        ...
+
+
+@runtime_checkable
+class Additive(Elastic, Protocol):
+    """An elastic format whose weights are sums of blocks, each a weight of its own."""
 
     def roles(self, index: int) -> dict[str, str]:
         """The planes of one block: by their names in `prefix(1)`, those they have here."""

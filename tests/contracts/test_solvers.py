@@ -5,10 +5,12 @@ import torch
 
 from bitwright.groups import per_column
 from bitwright.linalg import Hessian, inverse_cholesky
-from bitwright.protocols import ColumnStats, Format
+from bitwright.protocols import ColumnStats, Elastic, Format, QTensor
 from bitwright.registry import load, names
+from bitwright.solvers.adaquant import Adaquant
 from bitwright.solvers.descent import Descent
 from bitwright.solvers.gptq import Gptq, gptq
+from bitwright.solvers.repaired import Repaired
 from bitwright.solvers.rtn import Rtn
 
 
@@ -78,6 +80,47 @@ def test_descent_never_ends_higher_than_it_began(fmt: Format) -> None:
         errors.append(damped.error(q.dequantize() - w.float()))
     assert errors[2] <= errors[1] * 1.0001
     assert errors[1] < errors[0]
+
+
+@each
+def test_gradients_never_end_higher_than_they_began(fmt: Format) -> None:
+    """In the error whose gradient is followed, for every row; of a format in blocks that is the product over prefixes."""
+    w, h = problem(rows=16)
+    hessian = Hessian(h.float(), 400)
+    damped = h.float() + 0.01 * hessian.diagonal.mean() * torch.eye(150)
+
+    def errors(steps: int) -> torch.Tensor:
+        q = Adaquant(start=Rtn(), steps=steps, rate=0.03).solve(w.float(), fmt, hessian)
+        assert fmt.flaw(q.planes, q.shape) is None
+        codes, params = fmt.unpack(q.planes, q.shape)
+        spread = per_column(params, fmt.group, 150)
+        views = [q.dequantize()]
+        if isinstance(fmt, Elastic):
+            views = [fmt.decode_prefix(codes, spread, count) for count in range(1, fmt.blocks + 1)]
+            assert torch.equal(views[-1], q.dequantize())
+        rests = [view - w.float() for view in views]
+        return torch.stack([((rest @ damped) * rest).sum(1).log() for rest in rests]).sum(0)
+
+    before, after = errors(0), errors(12)
+    if any(len(v) < 16 for v in fmt.unpack(Rtn().solve(w.float(), fmt, None).planes, (16, 150))[1].values()):
+        before, after = before.sum(), after.sum()  # rows that share parameters are judged together
+    assert bool((after <= before + 1e-4).all())
+    assert float(after.sum()) < float(before.sum())
+
+
+@each
+def test_repaired_outputs_are_as_large_as_they_were(fmt: Format) -> None:
+    w, h = problem(rows=16)
+    hessian = Hessian(h.float(), 400)
+
+    def off(q: QTensor) -> torch.Tensor:
+        sizes = [((v @ hessian.matrix) * v).sum(1) for v in (q.dequantize(), w.float())]
+        return (sizes[0] / sizes[1] - 1).abs()
+
+    plain, repaired = Gptq().solve(w.float(), fmt, hessian), Repaired(Gptq()).solve(w.float(), fmt, hessian)
+    assert torch.equal(fmt.unpack(plain.planes, plain.shape)[0], fmt.unpack(repaired.planes, repaired.shape)[0])
+    assert bool((off(repaired) <= off(plain) + 1e-5).all())
+    assert float(off(repaired).max()) < 0.01
 
 
 def test_factor_diagonal_is_the_conditional_curvature() -> None:

@@ -174,11 +174,14 @@ def test_memory_follows_the_budget(tmp_path: Path) -> None:
 
 
 def test_steps_go_by_gain_for_their_cost() -> None:
-    assert order([[8, 4, 2, 1], [6, 1, 0.5]], [1, 1]) == [(1, 0), (0, 0), (0, 1), (0, 2), (1, 1)]
-    assert order([[8, 4, 2, 1], [6, 1, 0.5]], [1, 100])[:3] == [(0, 0), (0, 1), (0, 2)]
+    losses = [[8, 4, 2, 1], [6, 1, 0.5]]
+    assert order(losses, [[1, 2, 3, 4], [1, 2, 3]]) == [(1, 0), (0, 0), (0, 1), (0, 2), (1, 1)]
+    assert order(losses, [[1, 2, 3, 4], [100, 200, 300]])[:3] == [(0, 0), (0, 1), (0, 2)]
+    # Steps of one item have costs of their own: a gain of 5 for 1 comes before one of 6 for 2.
+    assert order([[8, 2, 1], [8, 3]], [[2, 4, 5], [1, 2]]) == [(1, 0), (0, 0), (0, 1)]
     # A step of no use does not hide the good one behind it, and one that harms comes last.
-    assert order([[5, 5, 1], [3, 2.5]], [1, 1]) == [(0, 0), (0, 1), (1, 0)]
-    assert order([[1, 2], [1, 1]], [1, 1])[-1] == (0, 0)
+    assert order([[5, 5, 1], [3, 2.5]], [[1, 2, 3], [1, 2]]) == [(0, 0), (0, 1), (1, 0)]
+    assert order([[1, 2], [1, 1]], [[1, 2], [1, 2]])[-1] == (0, 0)
 
 
 def test_stacked_experts_cannot_be_ordered(tmp_path: Path, run: Callable[..., Any]) -> None:

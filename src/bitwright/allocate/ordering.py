@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def order(losses: Sequence[Sequence[float]], costs: Sequence[int]) -> list[tuple[int, int]]:
-    """Every (item, step) by falling gain for its cost; `losses` are those of an item before and after each step.
+def order(losses: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Every (item, step) by falling gain for its cost; `losses` and `sizes` are those of an item before and after each
+    step.
 
     Steps that gain more together than the first of them alone count with their mean (the lower hull of the losses), so
     that a step of little use does not hide a good one behind it. Equals stay in the order of items.
     """
     rated: list[tuple[float, int, int]] = []
-    for item, (loss, cost) in enumerate(zip(losses, costs, strict=True)):
+    for item, (loss, size) in enumerate(zip(losses, sizes, strict=True)):
         at, rate = 0, float("inf")
         while at + 1 < len(loss):
-            rates = [(loss[at] - loss[to]) / ((to - at) * cost) for to in range(at + 1, len(loss))]
+            rates = [(loss[at] - loss[to]) / (size[to] - size[at]) for to in range(at + 1, len(loss))]
             best = max(range(len(rates)), key=rates.__getitem__)
             rate = min(rate, rates[best])  # rounding must not put a step before the one it builds on
             rated += [(-rate, item, step) for step in range(at, at + best + 1)]

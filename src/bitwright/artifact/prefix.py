@@ -1,4 +1,4 @@
-"""The beginning of an artifact whose weights are sums of blocks, read by plain read calls, as far as a budget goes.
+"""The beginning of an artifact whose weights are stored in blocks, read by plain read calls, as far as a budget goes.
 
 Every step has memory of its own that goes back to the system when its tensors are gone; nothing is mapped, so that
 what a process holds is what it has read.
@@ -98,7 +98,7 @@ class Prefix:
 
     @property
     def blocks(self) -> dict[str, int]:
-        """How many blocks of each weight are in memory, of those that are sums of blocks."""
+        """How many blocks of each weight are in memory, of those that have blocks."""
         found = {w.name: 1 for w in self.artifact.weights() if isinstance(self.artifact.format(w.name), Elastic)}
         for own in self.steps[: self.count]:
             found[own.step.weight] += 1
@@ -135,12 +135,11 @@ class Prefix:
         self.count = min(self.count, count)
 
     def _check(self, weight: Weight, block: int = 0) -> None:
-        """Values that were just read: one block of a weight, or the whole of one without blocks."""
+        """Values of a weight up to the block that was just read, or of all of one without blocks."""
         fmt = self.artifact.format(weight.name)
-        planes = {role: f"{weight.name}.{role}" for role in fmt.planes(weight.matrix)}
         if isinstance(fmt, Elastic):
-            planes = {role: f"{weight.name}.{name}" for role, name in fmt.roles(block).items()}
-            fmt = fmt.prefix(1)
+            fmt = fmt.prefix(block + 1)
+        planes = {role: f"{weight.name}.{role}" for role in fmt.planes(weight.matrix)}
         for expert in range(weight.experts):
             own = {role: self._file.tensor(name) for role, name in planes.items()}
             if len(weight.shape) == 3:

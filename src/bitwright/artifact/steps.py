@@ -1,4 +1,4 @@
-"""Weights that are sums of blocks, block by block: in which order a file holds them, and what a beginning of it is."""
+"""Weights that are stored in blocks, block by block: in which order a file holds them, and what a beginning of it is."""
 
 from __future__ import annotations
 
@@ -32,16 +32,22 @@ class Placed:
 
 
 def levels(quantization: Quantization) -> tuple[Step, ...]:
-    """All steps, the second blocks of all weights first; none where no weight is a sum of blocks."""
+    """All steps, the second blocks of all weights first; none where no weight has blocks."""
     known = formats(quantization)
-    elastic = [(w.name, fmt) for w in quantization.weights if isinstance(fmt := known[w.format], Elastic)]
+    elastic = [(w, fmt) for w in quantization.weights if isinstance(fmt := known[w.format], Elastic)]
     most = max((fmt.blocks for _, fmt in elastic), default=0)
     return tuple(
-        Step(name, block, tuple(f"{name}.{role}" for role in fmt.roles(block).values()))
+        Step(w.name, block, tuple(f"{w.name}.{role}" for role in added(fmt, block, w.matrix)))
         for block in range(1, most)
-        for name, fmt in elastic
+        for w, fmt in elastic
         if block < fmt.blocks
     )
+
+
+def added(fmt: Elastic, block: int, shape: tuple[int, int]) -> tuple[str, ...]:
+    """The planes that a block has beside those of the blocks before it."""
+    before = fmt.prefix(block).planes(shape)
+    return tuple(role for role in fmt.prefix(block + 1).planes(shape) if role not in before)
 
 
 def placed(entries: Mapping[str, Entry], quantization: Quantization, where: str) -> tuple[int, tuple[Placed, ...]]:
@@ -52,7 +58,7 @@ def placed(entries: Mapping[str, Entry], quantization: Quantization, where: str)
     """
     owner = {name: step for step in levels(quantization) for name in step.tensors}
     if not owner:
-        raise BadArtifact(f"{where} holds no weights in blocks, so no part of it is a model: make one with bit-stack.")
+        raise BadArtifact(f"{where} holds no weights in blocks, so no part of it is a model: make one with bit-stack or double-rounding.")
     names = list(entries)
     base = next(i for i, name in enumerate(names) if name in owner)
     reached: dict[str, int] = {}

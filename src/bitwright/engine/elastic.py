@@ -67,8 +67,7 @@ class Ranking:
         of = {(step.weight, step.block): step for step in self.plan.contents.steps}
         names = list(losses)
         rated = [[loss * scale[self._groups[name]] for loss in losses[name]] for name in names]
-        costs = [self._bytes(name) for name in names]
-        return tuple(of[names[item], step + 1] for item, step in order(rated, costs))
+        return tuple(of[names[item], step + 1] for item, step in order(rated, list(map(self._sizes, names))))
 
     def curve(self, folder: Path, workers: Workers) -> ElasticRow:
         """KL divergence of beginnings of the written file, from the smallest to all of it."""
@@ -92,7 +91,7 @@ class Ranking:
 
     @cached_property
     def _groups(self) -> dict[str, str]:
-        """The group of every linear that is a sum of blocks."""
+        """The group of every linear that is stored in blocks."""
         blocks = self.structure.blocks
         return {
             path: group_of(name, index, len(blocks))
@@ -110,11 +109,12 @@ class Ranking:
         planes = {role: self.tensor(f"{name}.{role}") for role in part.planes((rows, columns))}
         return QTensor(part, (rows, columns), planes).dequantize()
 
-    def _bytes(self, name: str) -> int:
+    def _sizes(self, name: str) -> list[int]:
+        """Bytes of its first 1, 2, ... blocks."""
         fmt = self.plan.formats[name]
         assert isinstance(fmt, Elastic)
         rows, columns = self.source.shape(f"{name}.weight")
-        return fmt.prefix(1).bits((rows, columns)).bytes
+        return [fmt.prefix(count).bits((rows, columns)).bytes for count in range(1, fmt.blocks + 1)]
 
     def _losses(self, workers: Workers) -> dict[str, list[float]]:
         """Predicted divergence of each linear alone behind 1, 2, ... of its blocks."""

@@ -51,6 +51,10 @@ class Stack:
         """The format of the first `count` blocks."""
         return replace(self, blocks=count)
 
+    def decode_prefix(self, codes: Tensor, params: Params, count: int) -> Tensor:
+        """The sum of the first `count` blocks."""
+        return self.prefix(count).decode(codes, params)
+
     def roles(self, index: int) -> dict[str, str]:
         """Planes of one block by the names they would have alone."""
         return {role: named(role, index) for role in ("weight", "scales", "columns")}

@@ -12,7 +12,7 @@ from bitwright.formats.integer import Integer
 from bitwright.formats.mixture import Mixture
 from bitwright.formats.residual import MOST, Residual
 from bitwright.formats.zoned import Zoned
-from bitwright.protocols import Format, Recipe
+from bitwright.protocols import Elastic, Format, Recipe
 from bitwright.solvers.gptq import Gptq
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -73,6 +73,22 @@ def residual_at(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
             f"{bits} bits are too few for {recipe.name}: it stores at least {least:.3f} here, give that or more."
         )
     return replace(recipe, format=max(fits, key=lambda fit: fit[:2])[2])
+
+
+def blocks_at(recipe: Recipe, bits: float, shapes: Shapes, most: int) -> Recipe:
+    """The most blocks, up to `most`, that store at most `bits`."""
+    base = recipe.format
+    if not isinstance(base, Elastic):
+        raise Refused("--bits chooses a number of blocks: leave it out, or leave format as it is.")
+    choices = [base.prefix(count) for count in range(1, most + 1)]
+    stored = [stored_bits(choice, shapes) for choice in choices]
+    if bits < stored[0] - 1e-9:
+        raise TooFewBits(
+            f"{bits} bits are too few for {recipe.name}: it stores at least {stored[0]:.3f} here, give that or more."
+        )
+    if bits > stored[-1] + 1e-9:
+        raise Refused(f"{bits} bits are more than {recipe.name} can use: it stores at most {stored[-1]:.3f} here.")
+    return replace(recipe, format=choices[sum(used <= bits + 1e-9 for used in stored) - 1])
 
 
 def integer_at(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:

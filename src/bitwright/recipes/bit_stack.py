@@ -9,14 +9,10 @@ Stored bits a weight: blocks * (1 + 16 rank / rows + 16 rank / columns).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-from bitwright.errors import Refused, TooFewBits
 from bitwright.formats.integer import Integer
 from bitwright.formats.stack import MOST, TERMS, Stack
 from bitwright.protocols import Recipe
-from bitwright.recipes._bits import stored_bits
+from bitwright.recipes._bits import Shapes, blocks_at
 from bitwright.solvers.successive import Successive
 
 # Six bits for embedding and head: every prefix holds them whole.
@@ -29,20 +25,10 @@ RECIPE = Recipe(
 )
 
 
-def at_bits(recipe: Recipe, bits: float, shapes: Sequence[tuple[int, int]]) -> Recipe:
+def at_bits(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
     """The most blocks that store at most `bits`: how far the file can go."""
-    base = recipe.format
-    if not isinstance(base, Stack):
-        raise Refused("--bits chooses a number of blocks: leave it out, or leave format as it is.")
-    each = stored_bits(base.prefix(1), shapes)
-    most = min(MOST, TERMS // base.rank)
-    if bits < each - 1e-9:
-        raise TooFewBits(
-            f"{bits} bits are too few for {recipe.name}: it stores at least {each:.3f} here, give that or more."
-        )
-    if bits > most * each + 1e-9:
-        raise Refused(f"{bits} bits are more than {recipe.name} can use: it stores at most {most * each:.3f} here.")
-    return replace(recipe, format=base.prefix(int(bits / each + 1e-9)))
+    most = min(MOST, TERMS // recipe.format.rank) if isinstance(recipe.format, Stack) else MOST
+    return blocks_at(recipe, bits, shapes, most)
 
 
 def caution(recipe: Recipe) -> str | None:

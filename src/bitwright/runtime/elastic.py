@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class ElasticModel:
-    """The beginning of an artifact whose weights are sums of blocks (BitStack, arXiv 2410.23918).
+    """The beginning of an artifact whose weights are stored in blocks (BitStack, arXiv 2410.23918; nested integers).
 
-    `budget` is in bytes of its weight file, None for all of it; only so much is read. Signs and scales are multiplied
+    `budget` is in bytes of its weight file, None for all of it; only so much is read. Codes and scales are multiplied
     as they are stored, nothing is decoded. `Refused` where a budget is smaller than the smallest beginning or larger
     than the file.
     """

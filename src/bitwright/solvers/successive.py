@@ -12,13 +12,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from bitwright.linalg import Hessian
-from bitwright.protocols import Elastic, Format, Planes, QTensor, Solver
+from bitwright.protocols import Additive, Format, Planes, QTensor, Solver
 from bitwright.solvers.descent import Descent
 
 
 @dataclass(frozen=True)
 class Successive:
-    """Formats without blocks are solved by `each` as they are."""
+    """Formats that are no sums of blocks are solved by `each` as they are."""
 
     kind: ClassVar[str] = "successive"
     needs_hessian: ClassVar[bool] = True
@@ -26,7 +26,7 @@ class Successive:
 
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """The residual of every block is that of the stored ones before it."""
-        if not isinstance(fmt, Elastic):
+        if not isinstance(fmt, Additive):
             return self.each.solve(w, fmt, hessian)
         planes: Planes = {}
         rest = w
