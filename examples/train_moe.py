@@ -36,7 +36,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def small_mixtral(vocabulary: int) -> MixtralForCausalLM:
     config = MixtralConfig(
         vocab_size=vocabulary, hidden_size=192, intermediate_size=256, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=1024, num_local_experts=8, num_experts_per_tok=2,
+        num_key_value_heads=2, max_position_embeddings=LENGTH, num_local_experts=8, num_experts_per_tok=2,
         tie_word_embeddings=True, output_router_logits=True, router_aux_loss_coef=0.02,
     )  # fmt: skip
     return MixtralForCausalLM(config)

@@ -306,6 +306,7 @@ class Recipe:
     rules: tuple[tuple[str, Format], ...] = ()  # (name pattern, format): the first match wins over `format`
     keep: tuple[str, ...] = ()  # name patterns of linears that stay as they are
     affinity: float = 0.0  # experts: statistics weigh a token with (routing weight) ^ affinity
+    balance: float = 0.0  # own samples of mixtures: weight of uneven use of experts beside likelihood; 0: plain samples
     propagate: bool = True  # statistics see inputs from already quantized layers; False: from the float model
 
     def format_of(self, *names: str) -> Format | None:

@@ -84,7 +84,7 @@ def test_descent_never_ends_higher_than_it_began(fmt: Format) -> None:
 
 @each
 def test_gradients_never_end_higher_than_they_began(fmt: Format) -> None:
-    """In the error whose gradient is followed, for every row; of a format in blocks that is the product over prefixes."""
+    """In the error whose gradient is followed, row by row; of a format in blocks, the product over its prefixes."""
     w, h = problem(rows=16)
     hessian = Hessian(h.float(), 400)
     damped = h.float() + 0.01 * hessian.diagonal.mean() * torch.eye(150)

@@ -51,7 +51,9 @@ def test_prefixes_of_the_planes_are_models_of_their_own(weights: torch.Tensor) -
         part = prefix(q, count)
         assert torch.equal(part.dequantize(), WHOLE.decode_prefix(codes, spread, count))
         own, there = WHOLE.prefix(count).unpack(part.planes, SHAPE)
-        assert torch.equal(own, codes >> 8 - WHOLE.prefix(count).bits_per_code)  # from the finest, whatever lies between
+        assert torch.equal(
+            own, codes >> 8 - WHOLE.prefix(count).bits_per_code
+        )  # from the finest, whatever lies between
         again = WHOLE.prefix(count).pack(own, there)
         assert all(torch.equal(again[role], plane) for role, plane in part.planes.items())
         errors.append(float((part.dequantize() - weights).square().mean()))

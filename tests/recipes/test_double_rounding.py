@@ -25,7 +25,9 @@ SHAPES = [(64, 64), (96, 64)]
 def test_one_file_is_a_model_of_every_width(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(builtin_text()[1][:20_000])
     out = tmp_path / "out"
-    quantize(Job(model=str(tiny_model), out=out, recipe="double-rounding", data=tmp_path / "text.txt", tokens=256, length=64))
+    quantize(
+        Job(model=str(tiny_model), out=out, recipe="double-rounding", data=tmp_path / "text.txt", tokens=256, length=64)
+    )
     model = ElasticModel(out)
     whole, sizes = model.bytes, []
     logits = fixed_logits(model.model, 257)

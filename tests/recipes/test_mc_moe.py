@@ -23,22 +23,6 @@ from bitwright.solvers.rtn import Rtn
 IDS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module")
-def mixtral(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, num_local_experts=4, num_experts_per_tok=2,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("moe") / "mixtral"
-    MixtralForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @torch.inference_mode()
 def test_factors_are_those_of_the_paper(mixtral: Path) -> None:
     model, structure = load_float(str(mixtral)), infer(skeleton(open_source(str(mixtral)).config))

@@ -193,6 +193,7 @@ class Manifest(Origin):
     totals: Totals
     files: tuple[FileRow, ...]
     elastic: ElasticRow | None = None
+    skipping: dict[str, float] = {}  # path of what runs experts -> median ratio of second to first routing weight
     verification: dict[str, JsonValue] | None = None
 
 

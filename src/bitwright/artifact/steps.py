@@ -1,4 +1,4 @@
-"""Weights that are stored in blocks, block by block: in which order a file holds them, and what a beginning of it is."""
+"""Weights stored in blocks, block by block: in which order a file holds them, and what a beginning of it is."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def placed(entries: Mapping[str, Entry], quantization: Quantization, where: str)
     """
     owner = {name: step for step in levels(quantization) for name in step.tensors}
     if not owner:
-        raise BadArtifact(f"{where} holds no weights in blocks, so no part of it is a model: make one with bit-stack or double-rounding.")
+        raise BadArtifact(
+            f"{where} holds no weights in blocks, so no part of it is a model: make one with bit-stack "
+            "or double-rounding."
+        )
     names = list(entries)
     base = next(i for i, name in enumerate(names) if name in owner)
     reached: dict[str, int] = {}

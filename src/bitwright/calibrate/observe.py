@@ -63,11 +63,16 @@ class _Watch(TorchFunctionMode):
 
 def gram(run: Run, layer: nn.Linear, batch: Tensor) -> Gram:
     """Of the inputs that one batch brings to a layer."""
+    return Gram.of(inputs(run, layer.weight, batch))
+
+
+def inputs(run: Run, weight: Tensor, batch: Tensor) -> Tensor:
+    """What one batch brings to the linear with this weight, [..., C]."""
     try:
-        with _Watch(layer.weight):
+        with _Watch(weight):
             run(batch)
     except _Reached as reached:
-        return Gram.of(reached.x)
+        return reached.x
     raise WorkFailed("the block ran without calling one of its own layers: its structure was misread.")
 
 

@@ -110,9 +110,7 @@ def self_samples(
     for any number of threads. `progress(done, steps)` is called after each token of a group. `BadInput` if the
     tokenizer has neither a first nor an end token to begin with.
     """
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise BadInput("the tokenizer has no first and no end token to sample from; give a text with --data.")
+    first = first_token(tokenizer)
     draws = torch.rand(-(-tokens // length), length - 1, generator=torch.Generator().manual_seed(seed)).double()
     parts = torch.split(draws, GROUP)
     total, threads, stop, done = len(parts) * (length - 1), torch.get_num_threads(), Event(), count(1)
@@ -135,6 +133,14 @@ def self_samples(
                 stop.set()  # on an interrupt, the other threads end with their step
     finally:
         torch.set_num_threads(threads)
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What a text of the model's own begins with; `BadInput` if there is none."""
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if not isinstance(first, int):
+        raise BadInput("the tokenizer has no first and no end token to sample from; give a text with --data.")
+    return first
 
 
 @torch.no_grad()

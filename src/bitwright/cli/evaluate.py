@@ -12,6 +12,7 @@ from bitwright.cli.generate import EngineOption
 from bitwright.cli.output import (
     Budget,
     Json,
+    SkipExperts,
     Threads,
     interruptible,
     note,
@@ -47,6 +48,7 @@ def evaluate(
     activations: Activations = "int8",
     engine: EngineOption = "auto",
     budget: Budget = None,
+    skip_experts: SkipExperts = False,
     recalibrate: Annotated[bool, typer.Option(help="Also fit the temperature that repairs the confidence.")] = False,
     plot: Plot = None,
     threads: Threads = None,
@@ -59,7 +61,7 @@ def evaluate(
 
     set_threads(threads)
     check_plot(plot)
-    subject = open_subject(path, activations, engine, parse_size(budget, "--budget"))
+    subject = open_subject(path, activations, engine, parse_size(budget, "--budget"), skip_experts)
     if against is None:
         reference, told = parent_of(subject)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bitwright.cli.output import Budget, Json, Threads, megabytes, note, parse_size, print_json
+from bitwright.cli.output import Budget, Json, SkipExperts, Threads, megabytes, note, parse_size, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,7 @@ def generate(
     seed: Seed = 0,
     engine: EngineOption = "auto",
     budget: Budget = None,
+    skip_experts: SkipExperts = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def generate(
 
     sampling = Sampling(temperature, top_p, seed)
     set_threads(threads)
-    subject = open_subject(path, engine=engine, budget=parse_size(budget, "--budget"))
+    subject = open_subject(path, engine=engine, budget=parse_size(budget, "--budget"), skip=skip_experts)
     tokenizer = subject.tokenizer()
     ids = list(tokenizer(prompt)["input_ids"])
     speaker = subject.speaker()

@@ -19,7 +19,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; default: all this process may use.")]
 Budget = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Use only the first 40MB, say, of a bit-stack file; default: all of it."),
+    typer.Option(metavar="SIZE", help="Use only the first 40MB, say, of a file in blocks; default: all of it."),
+]
+SkipExperts = Annotated[
+    bool, typer.Option("--skip-experts", help="Tokens that hardly need an expert do without it (mixtures of experts).")
 ]
 Step = Callable[[str, int, int | None], None]
 """Called with the name of a stage, steps done, and steps in all (None: not known)."""

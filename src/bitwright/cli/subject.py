@@ -44,16 +44,25 @@ class Subject:
 
 
 def open_subject(
-    path: str, activations: Activations = "int8", engine: EngineChoice = "auto", budget: int | None = None
+    path: str,
+    activations: Activations = "int8",
+    engine: EngineChoice = "auto",
+    budget: int | None = None,
+    skip: bool = False,
 ) -> Subject:
     """A bitwright folder or a float source, checked but not loaded. Float models always run in torch.
 
-    With a `budget` only so many bytes of the folder's weight file are read, now.
+    With a `budget` only so many bytes of the folder's weight file are read, now. With `skip`, tokens that hardly need
+    an expert do without it.
     """
     if is_packed(Path(path)):
         if budget is not None:
+            if skip:
+                raise BadInput("files in blocks have no experts: leave out --skip-experts or --budget.")
             return _elastic(Path(path), path, activations, engine, budget)
-        return _packed(Path(path), path, activations, engine)
+        return _packed(Path(path), path, activations, engine, skip)
+    if skip:
+        raise BadInput(f"{path} is a float model without thresholds of experts: leave out --skip-experts.")
     if budget is not None:
         raise BadInput(f"{path} is a float model, which is used whole: leave out --budget.")
     from bitwright.models.source import open_source
@@ -89,15 +98,26 @@ def parent_of(subject: Subject) -> tuple[Subject | None, str]:
     return _float(source), f"compared with {name}, the float model it was made from"
 
 
-def _packed(path: Path, name: str, activations: Activations, choice: EngineChoice) -> Subject:
+def _packed(path: Path, name: str, activations: Activations, choice: EngineChoice, skip: bool) -> Subject:
     from bitwright.artifact.read import open_artifact
-    from bitwright.runtime.generate import open_generator
+    from bitwright.runtime.generate import generator, open_generator
 
     artifact = open_artifact(path)
     manifest = artifact.manifest
     bits = None if manifest is None else manifest.totals.stored_bits_per_weight
-    speaker = cache(lambda: open_generator(artifact, activations, choice))
-    return _of_artifact(artifact, name, activations, choice, artifact.file_bytes(), bits, speaker)
+
+    def speak() -> Generator:
+        if not skip:
+            return open_generator(artifact, activations, choice)
+        from bitwright.runtime.load import load_artifact
+        from bitwright.runtime.skipping import Skipping
+
+        model = load_artifact(artifact, activations)
+        Skipping(model, {} if manifest is None else manifest.skipping)
+        return generator(model, choice)
+
+    found = _of_artifact(artifact, name, activations, choice, artifact.file_bytes(), bits, cache(speak))
+    return replace(found, fingerprint=f"{found.fingerprint}-skipping") if skip and found.fingerprint else found
 
 
 def _elastic(path: Path, name: str, activations: Activations, choice: EngineChoice, budget: int) -> Subject:

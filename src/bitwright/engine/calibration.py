@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from bitwright.engine.quantize import Progress
 from bitwright.engine.workers import Workers, cores
 from bitwright.errors import Refused
 from bitwright.models.cache import cache_folder
+from bitwright.models.skeleton import skeleton
+from bitwright.models.structure import infer
 from bitwright.protocols import Menu
 from bitwright.sensitivity.scores import EXPERTS, MEASURED
 from bitwright.sensitivity.table import Table
@@ -39,9 +42,14 @@ def calibration(job: Job, source: Source, progress: Progress) -> tuple[Tensor, C
         name = job.data.name
     else:
         refuse_whole_model(job, source, "sampling calibration text from the model itself", "give a text with --data")
+        balance, experts = settings.choose(job.recipe, job.settings, None, [])[0].balance, _experts(source)
         key = f"samples-{source.digest()[:16]}-{count}x{length}-{job.seed}"
-        ids = tokens.cached_tokens(cache_folder(), key, lambda: _samples(job, source, count, progress))
         name = "the model's own samples"
+        make = partial(_samples, job, source, count, progress)
+        if balance and experts:
+            key, name = f"{key}-{balance}", f"{name}, balanced over experts"
+            make = partial(_balanced, job, source, experts, balance, count, progress)
+        ids = tokens.cached_tokens(cache_folder(), key, make)
     runs = fingerprints(ids)
     return ids, Calibration(data=name, sha256=tokens.token_hash(ids), tokens=ids.numel(), runs=runs)
 
@@ -66,6 +74,24 @@ def _samples(job: Job, source: Source, count: int, progress: Progress) -> Tensor
     return self_samples(
         model, source.tokenizer(), tokens, length, job.seed, lambda done, of: progress("sampling text", done, of)
     )
+
+
+def _experts(source: Source) -> list[tuple[str, int]]:
+    """What runs the experts of each block, and how many there are."""
+    blocks = infer(skeleton(source.config)).blocks
+    return [(f"{block.path}.{block.mixture}", block.experts[0].shape[0]) for block in blocks if block.mixture]
+
+
+def _balanced(
+    job: Job, source: Source, experts: list[tuple[str, int]], balance: float, count: int, progress: Progress
+) -> Tensor:
+    from bitwright.calibrate.balanced import balanced_samples
+    from bitwright.runtime.load import load_float
+
+    step = partial(progress, "sampling text")
+    length = sequence_length(job, source)
+    tokenizer = source.tokenizer()
+    return balanced_samples(load_float(job.model), tokenizer, experts, balance, count, length, job.seed, step)
 
 
 def sense(ids: Tensor) -> Tensor:

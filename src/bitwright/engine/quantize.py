@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitwright.artifact.layout import expert_name
 from bitwright.calibrate.observe import Gram, expert_grams, expert_hessians, gram, hessian
+from bitwright.calibrate.routing import second_choices
 from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan
 from bitwright.engine.workers import Workers
@@ -49,6 +50,7 @@ class Run:
     batch: int
     progress: Progress
     unseen: list[str] = field(default_factory=list)  # experts that calibration never reached
+    skipping: dict[str, float] = field(default_factory=dict)  # see `Manifest`
 
     def blocks(self) -> None:
         """Quantize every block that the journal does not hold, replay the others."""
@@ -64,6 +66,7 @@ class Run:
             elif self.plan.recipe.propagate:
                 self._replay(part, block, done)
             self.unseen += self.journal.notes(entry)["unseen"]
+            self.skipping |= self.journal.notes(entry)["skipping"]
             if (index + 1 < count or self._head_is_solved()) and len(self.hidden):
                 self._advance(index, block)
             release(block)
@@ -113,6 +116,7 @@ class Run:
             for name, (q, error) in self._solve_wave(index, part, block, layers).items():
                 tensors.update({f"{part.path}.{name}.{role}": plane for role, plane in q.planes.items()})
                 errors[f"{part.path}.{name}"] = error
+        skipping = self._skipping(index, part, block)
         for experts in part.experts:
             name = f"{part.path}.{experts.name}"
             formats = self.plan.expert_formats(name, experts.shape[0])
@@ -120,7 +124,7 @@ class Run:
                 solved, missing = self._solve_experts(index, block, experts.name, name, formats)
                 tensors |= self._expert_planes(name, solved)
                 unseen += missing
-        return tensors, {"errors": errors, "unseen": unseen}
+        return tensors, {"errors": errors, "unseen": unseen, "skipping": skipping}
 
     def _solve_wave(
         self, index: int, part: Block, block: nn.Module, layers: dict[str, nn.Module]
@@ -157,6 +161,14 @@ class Run:
         if statistics is None:
             return q, float((decoded - w).square().sum() / w.square().sum().clamp(min=1e-30))
         return q, statistics.error(decoded - w) / max(statistics.error(w), 1e-30)
+
+    def _skipping(self, index: int, part: Block, block: nn.Module) -> dict[str, float]:
+        """Median over tokens of the second expert's routing weight over the first's; nothing without a router."""
+        if part.router is None or not len(self.hidden):
+            return {}
+        run, router = self._runner(index, block), block.get_parameter(part.router)
+        seen = self.workers.map(lambda batch: second_choices(run, router, batch), self._batches())
+        return {f"{part.path}.{part.mixture}": float(torch.cat(list(seen)).median())}
 
     def _expert_planes(self, name: str, solved: list[QTensor]) -> dict[str, Tensor]:
         """Of a stack, in one piece where all experts have one format."""

@@ -121,6 +121,7 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None, prepare
             manifest = write_artifact(folder, plan.contents, tensor, source.save_companions)
             progress("verifying", 0, 1)
             manifest = verified(folder, plan.contents, tensor, manifest)
+            manifest = manifest.model_copy(update={"skipping": run.skipping})
             if ranking is not None:
                 with Workers(threads) as workers:
                     manifest = manifest.model_copy(update={"elastic": ranking.curve(folder, workers)})

@@ -36,6 +36,18 @@ class Block:
     kept: dict[str, str]  # every other parameter inside the block -> why it stays as it is
 
     @property
+    def mixture(self) -> str | None:
+        """Path of what runs the experts, inside the block."""
+        return self.experts[0].name.rpartition(".")[0] if self.experts else None
+
+    @property
+    def router(self) -> str | None:
+        """Name of the matrix [E, D] that chooses experts, inside the block; not the gate of a shared one."""
+        beside = (self.mixture or "").rpartition(".")[0]
+        found = (name for name, why in self.kept.items() if why == "router" and name.startswith(f"{beside}."))
+        return next((name for name in found if "shared" not in name), None)
+
+    @property
     def linears(self) -> tuple[str, ...]:
         """All linears inside the block, in order of execution."""
         return tuple(name for wave in self.waves for name in wave)

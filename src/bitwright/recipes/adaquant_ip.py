@@ -1,12 +1,11 @@
-"""AdaQuant with integer programming (arXiv 2006.10518): calibrated by gradients, bits by measured loss, statistics mended.
+"""AdaQuant with integer programming (arXiv 2006.10518): calibrated by gradients, bits by measured loss, repaired.
 
-Each layer is calibrated by gradient descent on its output error, over weights and ranges together: one after the other on
-inputs from the layers already quantized (the paper's sequential mode), or all on those of the float model (its parallel
-mode, `--set propagate=false`). Its scales are then multiplied such that every output is as large as before. With
-`--target-size` and the like an integer program spends the bytes by what quantizing layers alone did to the model's
-loss, here measured by kinds of layers in thirds of the model (score `measured`), as KL divergence. `bitwright train
---recipe adaquant-ip` goes on with the paper's bias tuning: nothing but norms and biases learns from the float model.
-On SmolLM2-135M, block 5, the solver leaves 1.1 (q) to 1.6 (down) times the output error of GPTQ at 3 bits, rounding 1.7.
+Each layer is calibrated by gradient descent on its output error, over weights and ranges together: one after the other
+on inputs from the layers already quantized (the paper's sequential mode), or all on those of the float model (its
+parallel mode, `--set propagate=false`). Its scales are then multiplied such that every output is as large as before.
+With `--target-size` and the like an integer program spends the bytes by what quantizing layers alone did to the
+model's loss, here measured by kinds of layers in thirds of the model (score `measured`), as KL divergence. `bitwright
+train --recipe adaquant-ip` goes on with the paper's bias tuning: only norms and biases learn from the float model.
 Ranges belong to groups of 64 columns, not to rows. Stored bits a weight: width + 32 / group.
 """
 

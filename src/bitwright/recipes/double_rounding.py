@@ -1,10 +1,10 @@
 """Double Rounding (arXiv 2502.01199): nested integers, one file that can be read at 2, 3, 4, 6 and 8 bits.
 
-The high bits of an 8-bit code are a code of their own, with the same scale times a power of two. The file holds the bits
-in blocks by significance and can be read as far as a budget goes (`--budget`); each layer has its own width there, the
-sensitive ones more. In place of the paper's Hessian trace (HASB) and integer program, blocks are ordered by what they
-lower the predicted divergence by for their bytes, which gives a choice for every size at once. `--set
-'format.blocks_of_bits=[4,2,2]'` offers other widths.
+The high bits of an 8-bit code are a code of their own, with the same scale times a power of two. The file holds the
+bits in blocks by significance and can be read as far as a budget goes (`--budget`); each layer has a width of its own
+there, the sensitive ones more. In place of the paper's Hessian trace (HASB) and integer program, blocks are ordered by
+what they lower the predicted divergence by for their bytes, which gives a choice for every size at once.
+`--set 'format.blocks_of_bits=[4,2,2]'` offers other widths.
 The paper trains all widths together. Here nothing is trained: errors are compensated at 8 bits (GPTQ), and scales have
 the least product of the errors at all widths; at 2 bits that leaves several times the error of a grid of its own.
 `--set 'solver={"kind":"adaquant"}'` lowers the errors of all widths together, slowly and by a few per cent.

@@ -2,8 +2,9 @@
 
 In each block an integer program minimises (share of use) x (share of routing weight)^1.5 x (change of the block's
 output with that expert rounded), within the same bits a block, at least one expert at 3 and one at 2 bits; the
-exponents are those of the released configurations. Both matrices of an expert share a width. Skipping experts while
-running is not part of it. Stored bits a weight: width + 32 / 128, 1 + 16 / 128 at 1 bit.
+exponents are those of the released configurations. Both matrices of an expert share a width. Which experts may
+be skipped while the model runs is measured for every mixture (`evaluate --skip-experts`, `generate --skip-experts`).
+Stored bits a weight: width + 32 / 128, 1 + 16 / 128 at 1 bit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """MoEQuant (arXiv 2505.03804): GPTQ whose Hessians of experts weigh tokens by their affinity.
 
 The weight c_t of a token is the routing weight that the expert's output is multiplied by, H = 2 sum c_t x_t x_t^T.
-
-One scale a row, as there; without its rotation, and its balanced sampling of calibration text is not part of it (give
-`--data`). Without experts it is GPTQ. Stored bits a weight: width + 16 / columns.
+Without `--data` the model writes its calibration text by a beam search that also counts how unevenly experts are used
+(EBSS; `balance` is 1 / tau).
+One scale a row, as there; without its rotation. Without experts it is GPTQ. Stored bits a weight: width + 16 / columns.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ RECIPE = Recipe(
     embedding=Integer(8, 64, "symmetric"),
     embedding_solver=HEAD,
     affinity=1.0,
+    balance=1 / 1.2,
 )
 MENU = Menu(INTEGERS, TABLES)
 

@@ -78,10 +78,8 @@ def significance(used: Tensor, weight: Tensor) -> Tensor:
 
 
 def _mixture(block: Block) -> _Mixture:
-    path = block.experts[0].name.rsplit(".", 2)[0]
-    routers = [name for name, why in block.kept.items() if why == "router" and name.startswith(f"{path}.")]
-    router = next(name for name in routers if "shared" not in name)
-    return _Mixture(f"{block.path}.{path}", f"{block.path}.{router}")
+    assert block.mixture is not None
+    return _Mixture(f"{block.path}.{block.mixture.rpartition('.')[0]}", f"{block.path}.{block.router}")
 
 
 @torch.inference_mode()

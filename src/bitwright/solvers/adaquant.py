@@ -62,7 +62,7 @@ class Adaquant:
         diagonal = hessian.diagonal
         curvature = hessian.matrix + torch.diag((self.damping * diagonal.mean()).expand(len(diagonal)))
         work = _Course(w.masked_fill(diagonal == 0, 0.0), fmt, curvature, q)
-        rates = {name: self.parameter_rate for name in work.moving} | {"latent": self.rate}
+        rates = dict.fromkeys(work.moving, self.parameter_rate) | {"latent": self.rate}
         for step in range(self.steps):
             work.step(rates, 0.5 + 0.5 * math.cos(math.pi * step / self.steps))
         work.judge()

@@ -1,7 +1,7 @@
 """Scale repair: every output is as large as it was, on the mean over calibration; codes stay what they are.
 
-The adaptation to models without batch norm of AdaQuant's re-estimated statistics (arXiv 2006.10518, para-normalization):
-there the deviation of each channel is restored, here its root mean square, since most layers have no bias to hold a mean.
+AdaQuant's re-estimated statistics (arXiv 2006.10518, para-normalization) for models without batch norm: there the
+deviation of each channel is restored, here its root mean square, since most layers have no bias to hold a mean.
 """
 
 from __future__ import annotations
