@@ -55,6 +55,8 @@ def test_the_smallest_file_below_a_divergence(planned: Callable[..., Any]) -> No
     assert loose.decision.loss <= 1e-4
     assert strict.decision.loss <= 1e-6
     assert loose.file_bytes < strict.file_bytes
+    with pytest.raises(Refused, match=r"is predicted to lose \d\S* nats a token"):
+        planned(max_kl=1e-15)
 
 
 @pytest.mark.parametrize("score", ["hessian", "baq"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bitwright.artifact.layout import expert_of
+from bitwright.engine.frontier import frontier
 from bitwright.engine.job import Job
 from bitwright.engine.run import prepare
 from bitwright.errors import Refused
@@ -63,6 +64,8 @@ def test_experts_are_chosen_block_by_block(mixtral: Path, tmp_path: Path, monkey
             assert own[name.replace("gate_up_proj", "down_proj")] == fmt
     attention = {fmt for name, fmt in plan.formats.items() if "self_attn" in name}
     assert attention == {RECIPE.format}
+    # The smallest formats alone are no answer here: every block has experts at 2 and 3 bits.
+    assert all(p.decision is not None for p in frontier(job, 3))
 
 
 def test_models_without_experts_are_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ LOSS_UNITS = 1e9  # what a limit of the loss is scaled to, so that it has a size
 MANY = 50_000  # choices from which "auto" takes the hull
 
 
+LOSS = "loss"
+"""The resource that `smallest` limits."""
+
+
 class Infeasible(Refused):
     """No choice meets all limits. `lacks`: resource -> how much its limit would have to give."""
 
@@ -96,7 +100,7 @@ def smallest(
     """The least total of a resource with a sum of losses of at most `loss`, within budgets of other resources; among
     those, the least loss."""
     unlimited = build(units, [Budget(resource), *budgets], side or Side())
-    limit = Row("loss", unlimited.loss * (LOSS_UNITS / max(loss, 1e-30)), -np.inf, LOSS_UNITS * (1 + 1e-9))
+    limit = Row(LOSS, unlimited.loss * (LOSS_UNITS / max(loss, 1e-30)), -np.inf, LOSS_UNITS * (1 + 1e-9))
     costs = unlimited.rows[0].weights
     swapped = Problem(unlimited.classes, unlimited.labels, unlimited.owner, costs, (limit, *unlimited.rows[1:]))
     solved = exact(swapped, "sum", 1e-9, time_limit)

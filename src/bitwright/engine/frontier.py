@@ -9,7 +9,7 @@ from bitwright.engine.calibration import sensitivities
 from bitwright.engine.job import Job
 from bitwright.engine.plan import Plan, make_plan, smallest_plan
 from bitwright.engine.quantize import Progress
-from bitwright.errors import BadInput
+from bitwright.errors import BadInput, Refused
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
@@ -35,6 +35,12 @@ def frontier(job: Job, points: int, progress: Progress = lambda what, done, of: 
     for i in range(points):
         progress("allocating", i, points)
         target = round(least * (most / least) ** (i / (points - 1)))
-        plan = make_plan(job.model_copy(update={"target_bytes": target}), source, structure, table, progress)
+        try:
+            plan = make_plan(job.model_copy(update={"target_bytes": target}), source, structure, table, progress)
+        except Refused:
+            # What a recipe asks beside the size (experts at several widths, say) can need more than the smallest file.
+            if i + 1 == points:
+                raise
+            continue
         plans[plan.file_bytes] = plan
     return [plans[size] for size in sorted(plans)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bitwright.allocate.choose import Allocation, Infeasible
+from bitwright.allocate.choose import LOSS, Allocation, Infeasible
 from bitwright.allocate.problem import Budget, Where
 from bitwright.artifact.layout import expert_name
 from bitwright.engine.job import Job
@@ -116,6 +116,9 @@ def why(job: Job, units: Units, rest: Rest, error: Infeasible) -> str:
             told.append(
                 f"{short / 1e9:.4g} giga bit operations too few (at least {(least + rest.bit_operations) / 1e9:.4g})"
             )
+        elif resource == LOSS:
+            lost = sum(min(option.loss for option in unit.options) for unit in units.told_by)
+            told.append(f"the best choice is predicted to lose {lost:.3g} nats a token; allow more, or another recipe")
     return "; ".join(told) + "." if told else str(error)
 
 

@@ -27,7 +27,7 @@ class Nested(AffineCodes):
     cell, which is the nearest of the coarser grid; scales of all widths are the stored one times a power of two.
     Double Rounding (arXiv 2502.01199) adds half a cell before the shift instead, and needs a bit of the next block for
     it; the errors are the same (its coarse grids have a level at zero, these do not).
-    `search` narrowed ranges are tried; the best has the least product of the errors at all widths.
+    `search` narrowed ranges are tried; the best has the least sum of root mean square errors at all widths.
     """
 
     kind: ClassVar[str] = "nested"
@@ -82,7 +82,7 @@ class Nested(AffineCodes):
         return coarse.decode(codes >> shift, {"scale": scale, "min": scale * coarse.offset})
 
     def fit(self, w: Tensor, importance: Tensor, prior: Params) -> Params:
-        """The range with the least product of weighted squared errors at all widths."""
+        """The range with the least sum over widths of the roots of weighted squared errors."""
         widest, _ = _fit.minmax(w, importance, 1 << self.finest, -(1 << self.finest) / 2)
         best = self._parameters(widest)
         least = self._error(w, importance, best)
@@ -100,7 +100,7 @@ class Nested(AffineCodes):
         codes = self.encode(w, params)
         apart = (w - self.decode_prefix(codes, params, count) for count in range(1, self.blocks + 1))
         errors = torch.cat([(importance * d.square()).sum(1, keepdim=True) for d in apart], dim=1)
-        return errors.clamp(min=torch.finfo(torch.float32).tiny).log().sum(1, keepdim=True)
+        return errors.sqrt().sum(1, keepdim=True)
 
     def stored(self, params: Params) -> Params:
         """The scale of the finest grid in f16, such that the largest one made of it fits too."""

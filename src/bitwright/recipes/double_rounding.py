@@ -6,8 +6,8 @@ there, the sensitive ones more. In place of the paper's Hessian trace (HASB) and
 what they lower the predicted divergence by for their bytes, which gives a choice for every size at once.
 `--set 'format.blocks_of_bits=[4,2,2]'` offers other widths.
 The paper trains all widths together. Here nothing is trained: errors are compensated at 8 bits (GPTQ), and scales have
-the least product of the errors at all widths; at 2 bits that leaves several times the error of a grid of its own.
-`--set 'solver={"kind":"adaquant"}'` lowers the errors of all widths together, slowly and by a few per cent.
+the least sum of root mean square errors at all widths; at 2 bits that leaves several times the error of an own grid.
+`--set 'solver={"kind":"adaquant"}'` lowers the errors of all widths together, more slowly.
 Stored bits a weight: width + 16 / group.
 """
 

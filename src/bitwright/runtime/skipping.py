@@ -23,8 +23,8 @@ PROTECTED = 0.02  # of the tokens of a prompt
 
 
 def kept(weights: Tensor, threshold: float, protected: Tensor) -> Tensor:
-    """Bool [T, k]: which choices of routing weights [T, k] are run; all of those of `protected` tokens (bool [T])."""
-    return (weights >= threshold * weights.amax(1, keepdim=True)) | protected[:, None]
+    """Bool [T, k]: which choices of these weights [T, k] are run: the first, and all of `protected` tokens [T]."""
+    return (weights >= min(threshold, 1.0) * weights.amax(1, keepdim=True)) | protected[:, None]
 
 
 def importance(states: Tensor, attention: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -99,7 +100,7 @@ class _Course:
         if not isinstance(fmt, Elastic):
             return [fmt.decode]
         counts = range(1, fmt.blocks + 1)
-        return [lambda codes, params, count=count: fmt.decode_prefix(codes, params, count) for count in counts]
+        return [partial(fmt.decode_prefix, count=count) for count in counts]
 
     def step(self, rates: dict[str, float], factor: float) -> None:
         """One update of everything, with all rates times `factor`."""
