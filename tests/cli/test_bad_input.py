@@ -11,6 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bitwright.cli.output import parse_size
+from bitwright.errors import BadInput
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli, Outcome
 
@@ -174,3 +177,18 @@ def test_model_named_twice(cli: Cli, packed: Path, text: Path) -> None:
 
 def test_unknown_option_is_wrong_use(cli: Cli) -> None:
     assert cli("quantize", "--bit", "3").code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("45MB", 45e6), ("45", 45e6), ("0.5", 5e5), ("1.2GB", 1.2e9), ("500kB", 5e5), ("45000000B", 45e6), ("3m", 3e6)],
+)
+def test_sizes(text: str, size: float) -> None:
+    assert parse_size(text, "--target-size") == size
+
+
+@pytest.mark.parametrize("text", ["45000000", "MB", "45MiB", "nan", "inf", ""])
+def test_sizes_that_are_none(text: str) -> None:
+    """A bare number of bytes would be taken for as many megabytes."""
+    with pytest.raises(BadInput, match="--target-size"):
+        parse_size(text, "--target-size")

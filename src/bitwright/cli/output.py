@@ -21,6 +21,7 @@ Budget = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Use only the first 40MB, say, of a file in blocks; default: all of it."),
 ]
+BARE = 100_000  # a size without a unit is in MB below this
 SkipExperts = Annotated[
     bool, typer.Option("--skip-experts", help="Tokens that hardly need an expert do without it (mixtures of experts).")
 ]
@@ -143,12 +144,18 @@ def megabytes(count: float) -> str:
 
 
 def parse_size(text: str | None, option: str) -> int | None:
-    """Bytes of "45MB", "45" (also MB), "1.2GB" or "500kB"."""
+    """Bytes of "45MB", "45" (also MB), "1.2GB", "500kB" or "45000000B"; a bare number that can only mean bytes is
+    refused."""
     if text is None:
         return None
-    number = text.strip().lower().removesuffix("b")
+    written = text.strip().lower()
+    number = written.removesuffix("b")
     unit = {"k": 1e3, "m": 1e6, "g": 1e9}.get(number[-1:])
+    bare = number == written and unit is None
     try:
-        return round(float(number[:-1] if unit else number) * (unit or 1e6))
+        value = float(number[:-1] if unit else number)
+        if bare and value >= BARE:
+            raise BadInput(f"{option} {text} would be {text} MB: give a unit, {text}B or 45MB say.")
+        return round(value * (unit or (1e6 if bare else 1)))
     except (ValueError, OverflowError):
         raise BadInput(f"{option} {text}: give a size such as 45MB or 1.2GB.") from None
