@@ -1,4 +1,5 @@
-"""SmolLM2 at 1.75 to 4.25 stored bits: what each part of the presets is worth, and where it stands beside llama.cpp.
+"""Small models at 1.75 to 4.25 stored bits, and in files of 32 to 45 MB: what each part of the presets is worth, and
+where they stand beside llama.cpp.
 
 A row is a model made in two steps, as `quantize --quality` makes it: `quantize` with bits spread by measurement, then
 `tune` for a number of steps (not of minutes, so that a busy machine gives the same model). It is measured on windows
@@ -16,34 +17,45 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from command import bitwright
 
 from bitwright.spec import to_spec
 from bitwright.tune.preset import LEARNING
 
-MODEL = "smollm2"
 TOKENS = 20480
 STEPS = 80  # about as many as the default preset has time for
 SETTINGS = {key: value for key, value in to_spec(LEARNING).items() if key != "kind"}
 HELD = 100  # documents of C4 that are only measured on
 WINDOWS = {"WikiText-2": 10, "C4": 4}
-# name: recipe, stored bits, further arguments of quantize, steps of tuning
-Row = tuple[str, float, tuple[str, ...], int]
+
+
+class Row(NamedTuple):
+    """How a model is made."""
+
+    recipe: str
+    target: float | str  # stored bits of the block linears, or the size of the files
+    options: tuple[str, ...] = ()  # of quantize
+    steps: int = 0  # of tuning
+    model: str = "smollm2"
+
+
 UNIFORM = ("--score", "uniform")
 LLAMA = {4.25: 22.05, 3.44: 28.27, 3.06: 35.79, 2.63: 65.1, 2.56: 105.8, 2.06: 612.0, 1.75: 1272.0}
 ROWS: dict[str, Row] = {
-    **{f"{bits} fast": ("trellis", bits, (), 0) for bits in (2.06, 3.06, 2.56, 1.75, 4.25)},
-    **{f"{bits} default": ("trellis", bits, (), STEPS) for bits in (2.06, 3.06, 2.56, 1.75)},
-    "2.06 long": ("trellis", 2.06, (), 4 * STEPS),
+    **{f"{bits} fast": Row("trellis", bits) for bits in (2.06, 3.06, 2.56, 1.75, 4.25)},
+    **{f"{bits} default": Row("trellis", bits, steps=STEPS) for bits in (2.06, 3.06, 2.56, 1.75)},
+    "2.06 long": Row("trellis", 2.06, steps=4 * STEPS),
+    **{f"{size} default": Row("trellis", size, steps=STEPS) for size in ("45MB", "38MB", "32MB")},
+    **{f"Gemma {bits} default": Row("trellis", bits, steps=STEPS, model="gemma3-270m") for bits in (3.06, 2.06)},
 }
 for bits in (2.06, 3.06):
-    ROWS[f"{bits} without allocation"] = ("trellis", bits, UNIFORM, 0)
-    ROWS[f"{bits} without trellis"] = ("gptq", bits, (), 0)
-    ROWS[f"{bits} without propagation"] = ("trellis", bits, ("--set", "propagate=false"), 0)
-    ROWS[f"{bits} without allocation, tuned"] = ("trellis", bits, UNIFORM, STEPS)
-    ROWS[f"{bits} without trellis, tuned"] = ("gptq", bits, (), STEPS)
+    ROWS[f"{bits} without allocation"] = Row("trellis", bits, UNIFORM)
+    ROWS[f"{bits} without trellis"] = Row("gptq", bits)
+    ROWS[f"{bits} without propagation"] = Row("trellis", bits, ("--set", "propagate=false"))
+    ROWS[f"{bits} without allocation, tuned"] = Row("trellis", bits, UNIFORM, STEPS)
+    ROWS[f"{bits} without trellis, tuned"] = Row("gptq", bits, steps=STEPS)
 
 
 def split(c4: Path, folder: Path) -> tuple[Path, Path]:
@@ -59,13 +71,15 @@ def split(c4: Path, folder: Path) -> tuple[Path, Path]:
 
 def make(name: str, row: Row, learned: Path, more: Path, folder: Path) -> tuple[Path, dict[str, float]]:
     """The folder of a row, and the seconds of what was made now."""
-    recipe, bits, options, steps = row
-    base = folder / f"{recipe}-{bits}-{'-'.join(options).replace('--', '').replace('=', '-')}".rstrip("-")
+    recipe, target, options, steps, model = row
+    lead = "" if model == "smollm2" else f"{model}-"
+    base = folder / f"{lead}{recipe}-{target}-{'-'.join(options).replace('--', '').replace('=', '-')}".rstrip("-")
     seconds: dict[str, float] = {}
     if not base.exists():
         start = time.monotonic()
-        words = ["--recipe", recipe, "--target-bpw", bits, *options, "--data", learned, "--tokens", TOKENS]
-        bitwright("quantize", MODEL, *words, "-o", base)
+        goal = ["--target-size" if isinstance(target, str) else "--target-bpw", target]
+        words = ["--recipe", recipe, *goal, *options, "--data", learned, "--tokens", TOKENS]
+        bitwright("quantize", model, *words, "-o", base)
         seconds["quantize"] = time.monotonic() - start
     if not steps:
         return base, seconds
@@ -87,18 +101,28 @@ def measure(name: str, row: Row, c4: Path, more: Path, text: Path, folder: Path)
     return {"seconds": seconds, "measured": found}
 
 
+def of(measured: dict[str, Any]) -> str:
+    """Perplexity, that of the float model, divergence."""
+    own, float_ = measured["perplexity"], measured["reference"]["perplexity"]
+    return f"{own:.2f} ± {measured['perplexity_difference_se']:.2f} | {float_:.2f} | {measured['kl_mean']:.3f}"
+
+
+def llama(row: Row) -> float | str:
+    """Perplexity of llama.cpp's best type at these bits, where it was measured."""
+    return LLAMA.get(row.target, "") if row.model == "smollm2" and isinstance(row.target, float) else ""
+
+
 def table(found: dict[str, Any]) -> str:
     """Markdown of the rows that are there."""
     lines = [
-        "| model | stored bits | file MB | WikiText-2 | KL | C4 | KL | llama.cpp at these bits |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | stored bits | file MB | WikiText-2 | float | KL | C4 | float | KL | llama.cpp at these bits |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in (n for n in ROWS if n in found):
         wiki, c4 = (found[name]["measured"][on] for on in WINDOWS)
         lines.append(
             f"| {name} | {wiki['stored_bits_per_weight']:.3f} | {wiki['file_bytes'] / 1e6:.1f} "
-            f"| {wiki['perplexity']:.2f} | {wiki['kl_mean']:.3f} | {c4['perplexity']:.2f} | {c4['kl_mean']:.3f} "
-            f"| {LLAMA.get(ROWS[name][1], '')} |"
+            f"| {of(wiki)} | {of(c4)} | {llama(ROWS[name])} |"
         )
     return "\n".join(lines) + "\n"
 
