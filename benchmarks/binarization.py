@@ -24,14 +24,21 @@ FINE = (
     'rules=[["*.v_proj",{"kind":"integer","bits_per_code":6,"group":64,"search":20}],'
     '["*.k_proj",{"kind":"integer","bits_per_code":4,"group":64,"search":20}]]'
 )
+GROUPED = (
+    'format={"kind":"zoned","low":{"kind":"residual","order":2,"group":128,"rounds":3,"columns":"own"},'
+    '"salient":"alternating"}'
+)
 # name: recipe, further arguments, what the paper counts as bits
 ROWS: dict[str, tuple[str, list[str], str]] = {
     "ARB-LLM, group 64, v 6 bits, k 4": ("arb-llm", ["--set", "format.group=64", "--set", FINE], "1.09"),
     "ARB-LLM": ("arb-llm", [], "1.09"),
+    "ARB-LLM with column groups": ("arb-llm", ["--set", GROUPED], "1.09"),
     "BiLLM": ("bi-llm", [], "1.08"),
+    "BiLLM, v 6 bits, k 4": ("bi-llm", ["--set", FINE], "1.08"),
     "PTQ1.61": ("ptq161", [], "1.61"),
     "DB-LLM, start": ("db-llm", [], "2.5"),
     "OneBit, start": ("onebit", [], "1.01"),
+    "BinaryMoS, start": ("binary-mos", [], "1.05"),
     "PB-LLM, 10 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.1", "--set", "format.salient_bits=4"], "1.3"),
     "PB-LLM, 30 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.3", "--set", "format.salient_bits=4"], "1.9"),
     "STBLLM 4:8": ("st-bllm", [], "0.55"),

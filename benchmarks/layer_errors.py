@@ -27,7 +27,7 @@ from bitwright.runtime.load import load_float
 from bitwright.solvers.gptq import Gptq
 from bitwright.solvers.rtn import Rtn
 
-LAYERS = ("5.self_attn.q_proj", "4.self_attn.v_proj", "1.mlp.down_proj", "12.mlp.down_proj")
+LAYERS = ("5.self_attn.q_proj", "4.self_attn.v_proj", "1.mlp.down_proj")
 ROWS, LENGTH, COUNT = 192, 512, 20
 SPLIT, ARB = Residual(2, 128, "split"), Residual(2, 128, rounds=3)
 METHODS: dict[str, tuple[Format, Solver]] = {
@@ -52,9 +52,10 @@ METHODS: dict[str, tuple[Format, Solver]] = {
 def inputs(text: Path, names: list[str]) -> dict[str, tuple[torch.Tensor, Hessian]]:
     """Weight and Hessian of each layer."""
     model = load_float("smollm2")
+    model.model.layers = model.model.layers[: 1 + max(int(name.split(".")[0]) for name in names)]
     ids = windows(open_source("smollm2").tokenizer(), read_text(text), LENGTH)[:COUNT]
     modules = {name: model.get_submodule(f"model.layers.{name}") for name in names}
-    sums = {name: torch.zeros(2 * module.weight.shape[1:]) for name, module in modules.items()}
+    sums = {name: torch.zeros(2 * tuple(module.weight.shape[1:])) for name, module in modules.items()}
     for name, module in modules.items():
 
         def add(_: object, args: tuple[torch.Tensor], __: object, name: str = name) -> None:

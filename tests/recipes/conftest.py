@@ -41,6 +41,25 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "learn.txt", folder / "held.txt"
 
 
+@pytest.fixture(scope="session")
+def babyllama() -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """A LLaMA of 940,000 weights that spells stories (EN10/BabyLlama), and int64 [S, 256] to learn and measure on."""
+    source = DATA / "models" / "babyllama-tok105"
+    if not source.is_dir() or not STORIES.is_file():
+        pytest.skip(f"{source} is not here; BITWRIGHT_DATA names the folder of shared data")
+    lines = (source / "tok105.vocab").read_text(encoding="utf-8").splitlines()
+    vocabulary = {line.split("\t")[0]: i for i, line in enumerate(lines)}
+    with gzip.open(STORIES, "rt", encoding="utf-8") as file:
+        told = [story.strip() for story in file.read().split("<|endoftext|>")[:300]]
+
+    def rows(stories: list[str]) -> torch.Tensor:
+        spelled = [f" {story}"[:255].replace(" ", "\u2581").replace("\n", "\u2581") for story in stories]
+        return torch.tensor([[1, *(vocabulary.get(c, 0) for c in text)] for text in spelled if len(text) == 255])
+
+    model = _model(source / "model5000.bin").eval().requires_grad_(False)
+    return model, rows(told[100:])[:40], rows(told[:60])[:16]
+
+
 def _model(path: Path) -> Any:
     """Of llama2.c's layout: seven int32, then float32 arrays, each stacked over the layers."""
     from transformers import LlamaConfig, LlamaForCausalLM
