@@ -59,7 +59,8 @@ Every method below is a recipe: it makes a packed model whose file is as small a
 kernels run as it lies on disk. "Bits" are stored bits a weight of the block linears, with scales, masks and padding;
 "paper" is what the paper counts. No method is trained here; `bitwright train` does that, from these models
 ([training](training.md)). The embedding, tied with the head, has 8 bits in all of them ({table} MB of each file). Rows
-that are not measured yet are missing; the command makes them.
+that are not measured yet are missing; the command makes them. Single layers are compared in
+[layer errors](layer-errors.md).
 
 {model}, WikiText-2 test, first {windows} windows of 2048 tokens, 8-bit activations;
 calibration on {tokens} tokens of C4; {machine}, {date}. Seconds are those of `quantize`{busy}. Made by

@@ -63,7 +63,7 @@ def curve(babyllama: Babyllama, rank: int, blocks: int) -> list[tuple[float, flo
 @pytest.mark.slow
 def test_one_vector_a_block_buys_more_than_two(babyllama: Babyllama) -> None:
     """At equal stored bits, on straight lines between numbers of blocks, in matrices as small as these."""
-    one, two = curve(babyllama, 1, 6), curve(babyllama, 2, 5)
+    one, two = curve(babyllama, 1, 4), curve(babyllama, 2, 3)
     for bits, nats in two:
         (low, before), (high, after) = next(pair for pair in pairwise(one) if pair[0][0] <= bits <= pair[1][0])
         assert before + (after - before) * (bits - low) / (high - low) < nats
