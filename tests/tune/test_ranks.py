@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from bitwright.engine.job import Job
+from bitwright.engine.run import quantize
 from bitwright.learning import Learning
 from bitwright.tune.ranks import Ranks
 
@@ -76,6 +78,21 @@ def test_two_processes_give_the_losses_and_bytes_of_one(
     assert digest(tmp_path / "by-1") == digest(tmp_path / "by-2")
     two = json.loads((tmp_path / "by-2.losses").read_text())
     assert two == {str(step): loss for step, loss in one.items() if step >= last}  # without those before the stop
+
+
+@pytest.mark.slow
+def test_what_tokens_mix_belongs_to_the_owner_of_the_weight(
+    tiny_model: Path, text: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    """Layers of BinaryMoS have four tensors each, of which all processes need the owner's."""
+    mixed, program = tmp_path / "mixed", tmp_path / "program.py"
+    quantize(Job(model=str(tiny_model), out=mixed, recipe="binary-mos", data=text, tokens=512, length=64, threads=1))
+    program.write_text(PROGRAM)
+    learning = Learning(batch=2, length=32, rate=0.02, hidden=0.1, encode_every=2)
+    run(tmp_path / "by-1", artifact=mixed, learning=learning, threads=1)
+    done = launch(2, program, mixed, tmp_path / "by-2", text, -1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert digest(tmp_path / "by-1") == digest(tmp_path / "by-2") != digest(mixed)
 
 
 def test_one_process_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

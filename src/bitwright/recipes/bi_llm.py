@@ -5,8 +5,8 @@ salient columns, by w^2 / u^2 and as many as lower the group's error, have signs
 Both are two one-bit planes with two scales, and are stored as that: the bitmap of the split is the second plane. No
 means: they cost 48 / group bits. Codes are chosen column by column with error feedback, where the published code
 freezes them for a block, and scales weigh columns as the Hessian does: unweighted ones (solver.weighted=false) lose
-1.5 times as much, and ruin a small model. `format.salient=alternating format.low.fitting=alternating` gives every row
-its own break-point, for no bits.
+up to 1.5 times as much (docs/layer-errors.md). format.salient=alternating with format.low.fitting=alternating gives
+every row its own break-point, for no bits.
 Stored bits a weight: 2 + 64 / group + 1 / rows. The paper counts 1.07 to 1.13: the signs.
 """
 
