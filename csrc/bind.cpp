@@ -51,7 +51,7 @@ TermSource source_of(nb::handle term, Owned& owners) {
   const nb::object width = term.attr("width");
   s.base3 = nb::isinstance<nb::str>(width) && nb::cast<std::string>(width) == "base3";
   s.trellis = nb::isinstance<nb::str>(width) && nb::cast<std::string>(width) == "trellis";
-  if (s.trellis) s.per_word = nb::cast<int>(term.attr("per_word")), s.table = array_of(term, "table", u8, owners);
+  s.per_word = nb::cast<int>(term.attr("per_word")), s.table = array_of(term, "table", u8, owners);
   if (nb::isinstance<nb::int_>(width)) s.bits = nb::cast<int>(width);
   s.codes = array_of(term, "codes", u8, owners);
   s.inputs = array_of(term, "inputs", f16, owners);

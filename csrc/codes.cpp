@@ -42,9 +42,12 @@ float from_half(uint16_t h) {
 }
 
 int dense_code(const Term& t, int row, int column) {
-  return t.kind == Kind::base3     ? base3_code(t, row, column)
-         : t.kind == Kind::trellis ? word_code(t, row, column)
-                                   : field_code(t, row, column);
+  switch (t.kind) {
+    case Kind::base3: return base3_code(t, row, column);
+    case Kind::trellis: return word_code(t, row, column);
+    case Kind::codebook: return t.table[field_code(t, row, column)];
+    default: return field_code(t, row, column);
+  }
 }
 
 void decode_row(const MatrixView& m, int row, float* out) {

@@ -3,16 +3,22 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace bitwright {
-namespace avx512 {
-extern const Kernels kernels;
-}
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace portable {
-extern const Kernels kernels;
-}
+#define BITWRIGHT_LEVEL(name)     \
+  namespace name {                \
+  extern const Kernels kernels;   \
+  }
+BITWRIGHT_LEVEL(avx512)
+BITWRIGHT_LEVEL(avxvnni)
+BITWRIGHT_LEVEL(avx2)
+BITWRIGHT_LEVEL(neon_i8mm)
+BITWRIGHT_LEVEL(neon_dot)
+BITWRIGHT_LEVEL(portable)
 
 namespace {
 
@@ -25,7 +31,22 @@ struct Found {
     else refused.emplace_back(kernels.name, std::string("this processor lacks ") + needs);
   }
 
-  Found() {
+  void offer_arm() {
+#if defined(__aarch64__) && defined(__linux__)
+    const bool dot = getauxval(AT_HWCAP) & HWCAP_ASIMDDP, i8mm = getauxval(AT_HWCAP2) & HWCAP2_I8MM;
+#else
+    const bool dot = false, i8mm = false;
+#endif
+#ifdef BITWRIGHT_NEON_I8MM
+    offer(neon_i8mm::kernels, dot && i8mm, "i8mm, or its system does not say");
+#endif
+#ifdef BITWRIGHT_NEON_DOT
+    offer(neon_dot::kernels, dot, "dot products, or its system does not say");
+#endif
+    (void)dot, (void)i8mm;
+  }
+
+  void offer_x86() {
 #ifdef BITWRIGHT_AVX512
     offer(avx512::kernels,
           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
@@ -34,10 +55,24 @@ struct Found {
 #else
     refused.emplace_back("avx512-vnni", "the compiler of this build did not know it");
 #endif
+#ifdef BITWRIGHT_AVXVNNI
+    offer(avxvnni::kernels, __builtin_cpu_supports("avxvnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"),
+          "AVX-VNNI");
+#else
+    refused.emplace_back("avx-vnni", "the compiler of this build did not know it");
+#endif
 #ifdef BITWRIGHT_AVX2
     offer(avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"), "AVX2 or F16C");
 #else
     refused.emplace_back("avx2", "the compiler of this build did not know it");
+#endif
+  }
+
+  Found() {
+#ifdef __aarch64__
+    offer_arm();
+#else
+    offer_x86();
 #endif
     usable.push_back(&portable::kernels);
   }

@@ -67,13 +67,17 @@ void Matrix::add_dense(const TermSource& source, Term& t) {
 void Matrix::add_codes(const TermSource& source, Term& t) {
   const MatrixView& m = view_;
   require(source.base3 || (source.bits >= 1 && source.bits <= 8), "width must be 1 to 8 or \"base3\"");
-  t.kind = source.base3 ? Kind::base3 : Kind::fields;
+  require(!source.table || (source.bits == 4 && !source.base3), "a table needs 4-bit codes");
+  t.kind = source.base3 ? Kind::base3 : source.table ? Kind::codebook : Kind::fields;
   t.bits = source.base3 ? 2 : source.bits;
   const int vectors = source.base3 ? 1 : source.bits, unit = source.base3 ? 20 : 32;
   t.runs = runs_of(unit, inputs_of(source.inputs));
   t.units = parts(m.columns, unit), t.unit_bytes = vectors * kVector;
   require_shape(source.codes, "codes", {size_t(m.tiles), size_t(t.units) * vectors, kVector});
   t.codes = hold(source.codes);
+  if (!source.table) return;
+  require_shape(source.table, "table", {16});
+  t.table = hold(source.table);
 }
 
 void Matrix::add_words(const TermSource& source, Term& t) {

@@ -36,15 +36,8 @@ Ceilings measure_ceilings(size_t bytes, int threads) {
     const size_t from = vectors * worker / workers, to = vectors * (worker + 1) / workers;
     k.read(memory.get() + from * kVector, to - from);
   });
-  constexpr int quads = 32, tiles = 4, vectors_of_digits = 4, repeats = 500;
-  const Memory<> codes = allocate_zeros(size_t(tiles) * quads * kVector);
-  const CodeRows rows{codes.get(), quads * kVector, 0, quads, tiles, nullptr};
-  const double macs = double(repeats) * tiles * quads * kVector * vectors_of_digits * 2;
-  c.macs_per_second = best_rate(macs * threads, threads, [&](int, int) {
-    Digits x[vectors_of_digits] = {};
-    float out[vectors_of_digits * tiles * kLanes] = {};
-    for (int i = 0; i < repeats; i++) k.steps.products(rows, x, vectors_of_digits, out, tiles * kLanes);
-  });
+  constexpr int rounds = 20000;
+  c.macs_per_second = best_rate(double(rounds) * kDots * kVector * threads, threads, [&](int, int) { k.dots(rounds); });
   return c;
 }
 

@@ -1,11 +1,11 @@
-// Keys and values as int8 in the layout of the kernels. A page holds 64 positions of every layer and kv head:
+// Keys and values as int8 in the layout of the kernels. A page holds 64 positions of one layer and kv head:
 //   keys    [4 tiles of 16 positions][dims / 4][64]: a position is a row, so scores of 16 positions are one product
 //   values  [dims / 16][16 quads of positions][64]: a dim is a row, so a weighted sum is a product as well
-// Pages lie in stretches that double, 1, 1, 2, 4, 8, ...: inside one the keys of a head are contiguous, and so are its
-// values, because short pieces of memory far apart are read at half the speed.
-// Codes are stored + 128, because kernels want them unsigned; each position of a head has one scale for its key and one
-// for its value. A fine cache has a second plane of lower digits behind each, for about 14 bits. Positions past the end
-// may hold anything finite: their weight is zero. Queries and weights are always two digits.
+//   scales  of the 64 keys, then of the values
+// Pages lie in stretches that double, 1, 1, 2, 4, 8, ...: inside one those of a head follow each other, and are read in that
+// order, because short pieces of memory far apart are read at half the speed.
+// A fine cache has a second plane of lower digits behind each plane of codes, for about 14 bits. Positions past the end
+// may hold anything finite: their weight is zero. Queries and weights always have two digits.
 #pragma once
 #include <vector>
 
@@ -14,21 +14,13 @@
 
 namespace bitwright {
 
-constexpr int kPage = 64;
-
 constexpr int kQueries = 16;  // that read a page together
 
 // One token's query of one head: x [dims], the positions it sees, and where the result goes.
-struct Query {
+struct Request {
   const float* x;
   float* out;
   int first, last;
-};
-
-// Scratch of one thread.
-struct AttentionScratch {
-  std::vector<float> scores;
-  Digits digits[kQueries];
 };
 
 class Cache {
@@ -38,24 +30,20 @@ class Cache {
   void reserve(int positions);
   void write(const Steps& steps, int position, int layer, int kv_head, const float* key, const float* value);
 
-  // Up to kQueries queries that share a kv head.
-  void attend(const Steps& steps, int layer, int kv_head, const Query* queries, int count, float scale, float cap,
-              AttentionScratch& scratch) const;
+  // Up to kQueries requests that share a kv head; `queries` is scratch of as many.
+  void attend(const Steps& steps, int layer, int kv_head, const Request* requests, int count, float scale, float cap,
+              Query* queries) const;
 
   size_t bytes() const { return size_t(pages()) * page_bytes_; }
 
  private:
-  struct Page {
-    uint8_t *keys, *values;
-    float *key_scale, *value_scale;  // [64]
-  };
+  uint8_t* place(int index, int layer, int kv_head) const;
   Page page(int index, int layer, int kv_head) const;
   int pages() const { return stretches_.empty() ? 0 : 1 << (stretches_.size() - 1); }
-  void prefetch(const uint8_t* stream) const;
-  void pad(const float* x, float* out) const;
   size_t plane() const { return size_t(kPage) * padded_; }
   size_t codes() const { return (fine_ ? 2 : 1) * plane(); }  // of the keys or values of a page
-  template <class Place> float quantize(const Steps& steps, const float* x, Place place) const;
+  void begin(const Steps& steps, const Request& request, float scale, Query& query) const;
+  template <class At> float quantize(const Steps& steps, const float* x, int offset, At at) const;
 
   int kv_heads_, dim_, padded_;  // dims, and rounded up to a tile
   bool fine_;

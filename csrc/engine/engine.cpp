@@ -40,7 +40,8 @@ Engine::Engine(Plan plan, int threads)
   widest(head_);
   const size_t tokens = size_t(kMaxBlocks) * kMaxTokens;  // whatever level is chosen later
   const size_t inner = std::max({plan_.hidden, plan_.ffn, plan_.heads * plan_.head_dim});
-  for (Worker& w : workers_) w.scratch = allocate(scratch + kVector), w.hidden.resize(tokens * inner);
+  for (Worker& w : workers_)
+    w.scratch = allocate(scratch + kVector), w.hidden.resize(tokens * inner), w.queries = allocate<Query>(kQueries);
   x_.resize(tokens * plan_.hidden), out_.resize(tokens * plan_.hidden);
   q_.resize(tokens * plan_.heads * plan_.head_dim), mixed_.resize(q_.size());
   k_.resize(tokens * plan_.kv_heads * plan_.head_dim), v_.resize(k_.size());

@@ -68,7 +68,7 @@ class Engine {
     ActivationBlocks blocks[3];
     std::vector<float> hidden;
     Memory<> scratch;
-    AttentionScratch attention;
+    Memory<Query> queries;  // [kQueries]
   };
 
   // Linears that share an input; those with the same activation groups share its codes too.

@@ -158,15 +158,15 @@ void Engine::attention(int index, int worker, int workers) {
   for (int i = part(count_ * plan_.heads, worker, workers); i < end;) {
     const int kv = i / per_head, stop = std::min({end, (kv + 1) * per_head, i + kQueries});
     const Sequence* sequence = rows_of_block_[i % per_head / share].sequence;
-    Query queries[kQueries];
+    Request requests[kQueries];
     int count = 0;
     for (; i < stop && rows_of_block_[i % per_head / share].sequence == sequence; i++) {
       const int token = i % per_head / share, last = rows_of_block_[token].position;
       const size_t at = (size_t(token) * plan_.heads + kv * share + i % share) * dim;
-      queries[count++] = {q_.data() + at, mixed_.data() + at, l.window > 0 ? std::max(0, last + 1 - l.window) : 0, last};
+      requests[count++] = {q_.data() + at, mixed_.data() + at, l.window > 0 ? std::max(0, last + 1 - l.window) : 0, last};
     }
-    sequence->cache.attend(level_->steps, index, kv, queries, count, plan_.attention_scale / float(dim & -dim), plan_.attention_cap,
-                           workers_[worker].attention);
+    sequence->cache.attend(level_->steps, index, kv, requests, count, plan_.attention_scale / float(dim & -dim), plan_.attention_cap,
+                           workers_[worker].queries.get());
   }
 }
 

@@ -1,5 +1,5 @@
-// AVX2 (Haswell, Zen and later): a vector of the layout is two registers, rows 0-7 and 8-15. Products of codes up to 15 are
-// summed in 16 bits over at most eight column quads (8 * 2 * 15 * 127 < 32768), then widened; wider codes are two nibbles.
+// AVX2 (Haswell, Zen and later). Products of codes up to 15 are summed in 16 bits over at most eight column quads
+// (8 * 2 * 15 * 127 < 32768), then widened; wider codes are two nibbles.
 #include <immintrin.h>
 
 #include <cstring>
@@ -11,39 +11,22 @@ constexpr int kRowsAtOnce = 8;
 #include "viterbi.inl"
 #include "kernels.inl"
 #include "steps.inl"
+#include "ymm.inl"
 
-struct Policy {
-  struct V {
-    __m256i low, high;
-  };
-  struct F {
-    __m256 low, high;
-  };
-  static constexpr int tokens = 4;
+struct Policy : Ymm {
   static constexpr bool expands = false, looks_up = true, dots_words = false;
 
-  static V load(const void* p) {
-    const auto* v = static_cast<const __m256i*>(p);
-    return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+  // Exact where all codes are at most 127.
+  static V dot(V acc, V codes, V q) { return widen(acc, pairs(codes, q)); }
+  // Keys become signed and give their sign to the other factor.
+  static constexpr int key_offset = 0;
+  static V key(V codes) {
+    const __m256i flip = _mm256_set1_epi8(-128);
+    return {_mm256_xor_si256(codes.low, flip), _mm256_xor_si256(codes.high, flip)};
   }
-  static V load_once(const void* p) { return load(p); }
-  static void store(void* p, V v) {
-    auto* to = static_cast<__m256i*>(p);
-    _mm256_storeu_si256(to, v.low), _mm256_storeu_si256(to + 1, v.high);
-  }
-  static V zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-  static V all8(int c) { return {_mm256_set1_epi8(char(c)), _mm256_set1_epi8(char(c))}; }
-  static V both(V a, V b) { return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)}; }
-  template <int N> static V srl(V v) { return {_mm256_srli_epi16(v.low, N), _mm256_srli_epi16(v.high, N)}; }
-  template <int N> static V sll(V v) { return {_mm256_slli_epi16(v.low, N), _mm256_slli_epi16(v.high, N)}; }
-  static V merge(V low, V v, V mask) {
-    v = both(v, mask);
-    return {_mm256_or_si256(low.low, v.low), _mm256_or_si256(low.high, v.high)};
-  }
-
-  static V quad(const int8_t* q) {
-    const __m256i v = _mm256_set1_epi32(*reinterpret_cast<const __attribute__((may_alias, aligned(1))) int32_t*>(q));
-    return {v, v};
+  static V dot_key(V acc, V codes, V q) {
+    const V size = {_mm256_abs_epi8(codes.low), _mm256_abs_epi8(codes.high)};
+    return dot(acc, size, {_mm256_sign_epi8(q.low, codes.low), _mm256_sign_epi8(q.high, codes.high)});
   }
 
   template <int B> struct Dot {
@@ -99,12 +82,6 @@ struct Policy {
     V total() const { return a; }
   };
 
-  static void base3(V v, V* q) {
-    __m256i low[5], high[5];
-    digits(v.low, low), digits(v.high, high);
-    for (int i = 0; i < 5; i++) q[i] = {low[i], high[i]};
-  }
-
   template <int T> static void product(const uint8_t* codes, const int8_t* q, int quads, bool wide, V* out) {
     nibbles<T, 0>(codes, q, quads, out);
     if (!wide) return;
@@ -113,136 +90,7 @@ struct Policy {
     for (int j = 0; j < T; j++) out[j] = above(out[j], high[j]);
   }
 
-  // A window lies in two neighbouring bytes: they are brought together as 16 bits and shifted by a product. Of eight tables of
-  // 16 bytes the upper bits of the window then choose one.
-  template <int N> struct Lookup {
-    __m256i table[8];
-    explicit Lookup(const uint8_t* from) {
-      for (int i = 0; i < 8; i++) table[i] = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i));
-    }
-    V codes(V words, int i) const { return {look_up(words.low, i), look_up(words.high, i)}; }
-
-   private:
-    __m256i look_up(__m256i words, int i) const {
-      const Cut& cut = cuts<N>.of[i];
-      const auto window = [&](const uint8_t* bytes) {
-        const __m256i both = _mm256_shuffle_epi8(words, _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes)));
-        const __m256i factor = _mm256_load_si256(reinterpret_cast<const __m256i*>(cut.factor));
-        return _mm256_srli_epi16(_mm256_mullo_epi16(both, factor), 8);
-      };
-      __m256i w = _mm256_packus_epi16(window(cut.first), window(cut.second));
-      w = _mm256_and_si256(w, _mm256_set1_epi8(kStates - 1));
-      const auto pick = [&](int k, __m256i bit) {
-        return _mm256_blendv_epi8(_mm256_shuffle_epi8(table[k], w), _mm256_shuffle_epi8(table[k + 1], w), bit);
-      };
-      const __m256i bit4 = _mm256_slli_epi16(w, 3), bit5 = _mm256_slli_epi16(w, 2), bit6 = _mm256_slli_epi16(w, 1);
-      const __m256i low = _mm256_blendv_epi8(pick(0, bit4), pick(2, bit4), bit5);
-      return _mm256_blendv_epi8(low, _mm256_blendv_epi8(pick(4, bit4), pick(6, bit4), bit5), bit6);
-    }
-  };
-  static void quads(V& first, V& second) {
-    const V a = first, b = second;
-    first = {every_other<0x88>(a), every_other<0x88>(b)};
-    second = {every_other<0xDD>(a), every_other<0xDD>(b)};
-  }
-
-  static uint64_t mask(V index, int field) {
-    const __m256i bit = _mm256_set1_epi8(char(1 << field));
-    const auto half = [&](__m256i v) { return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit))); };
-    return half(index.low) | uint64_t(half(index.high)) << 32;
-  }
-
-  static V plus(V a, V b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
-  static V all32(int32_t c) { return {_mm256_set1_epi32(c), _mm256_set1_epi32(c)}; }
-
-  static F to_float(V v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
-  static F half(const uint16_t* p) {
-    const auto* v = reinterpret_cast<const __m128i*>(p);
-    return {_mm256_cvtph_ps(_mm_loadu_si128(v)), _mm256_cvtph_ps(_mm_loadu_si128(v + 1))};
-  }
-  static F all(float c) { return {_mm256_set1_ps(c), _mm256_set1_ps(c)}; }
-  static F mul(F a, F b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
-  static F sum(F a, F b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-  static F loadf(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-  static void storef(float* p, F f) { _mm256_storeu_ps(p, f.low), _mm256_storeu_ps(p + 8, f.high); }
-  static void store_some(float* p, F f, int n) {
-    alignas(kVector) float rows[kLanes];
-    storef(rows, f);
-    for (int i = 0; i < n; i++) p[i] = rows[i];
-  }
-
-  static float top(const float* x, int n) {
-    F top = loadf(x);
-    for (int i = kLanes; i < n; i += kLanes) {
-      const F f = loadf(x + i);
-      top = {_mm256_max_ps(top.low, f.low), _mm256_max_ps(top.high, f.high)};
-    }
-    alignas(32) float lanes[8];
-    _mm256_store_ps(lanes, _mm256_max_ps(top.low, top.high));
-    float most = lanes[0];
-    for (float v : lanes) most = v > most ? v : most;
-    return most;
-  }
-  static float amax(const float* x, int n) {
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    F top = all(0);
-    for (int i = 0; i < n; i += kLanes) {
-      const F f = loadf(x + i);
-      top = {_mm256_max_ps(top.low, _mm256_andnot_ps(sign, f.low)), _mm256_max_ps(top.high, _mm256_andnot_ps(sign, f.high))};
-    }
-    alignas(32) float lanes[8];
-    _mm256_store_ps(lanes, _mm256_max_ps(top.low, top.high));
-    float most = 0;
-    for (float v : lanes) most = v > most ? v : most;
-    return most;
-  }
-  static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
-    int32_t total = 0;
-    const auto clamp = [](__m256 f) {
-      return _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(f, _mm256_set1_ps(127)), _mm256_set1_ps(-127)));
-    };
-    for (int i = 0; i < n; i += kLanes) {
-      const F f = mul(loadf(x + i), all(inverse));
-      // The pack works in 128-bit halves: permute its 64-bit parts back into order.
-      const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(clamp(f.low), clamp(f.high)), 0xD8);
-      const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), bytes);
-      const __m256i sums = _mm256_madd_epi16(words, _mm256_set1_epi16(1));
-      __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-      s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
-      total += _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
-    }
-    return total;
-  }
-
  private:
-  // Of columns 8 i .. 8 i + 7 of a word: the two bytes of every window, of the first and the second word of 128 bits, and
-  // 2^(8 - shift).
-  struct Cut {
-    alignas(32) uint8_t first[32], second[32];
-    alignas(32) uint16_t factor[16];
-  };
-  template <int N> struct Cuts {
-    Cut of[N / 8];
-    constexpr Cuts() : of() {
-      for (int i = 0; i < N; i++)
-        for (int half = 0; half < 2; half++) {
-          Cut& cut = of[i / 8];
-          const int start = window_start(N, i), at = half * 8 + i % 8;
-          for (int k = 0; k < 2; k++) {
-            cut.first[2 * at + k] = uint8_t((start / 8 + k) % kWordBytes);
-            cut.second[2 * at + k] = uint8_t(cut.first[2 * at + k] + kWordBytes);
-          }
-          cut.factor[at] = uint16_t(1 << (8 - start % 8));
-        }
-    }
-  };
-  template <int N> static constexpr Cuts<N> cuts{};
-  // The even (0x88) or odd (0xDD) dwords of eight rows.
-  template <int Which> static __m256i every_other(V v) {
-    const __m256 both = _mm256_shuffle_ps(_mm256_castsi256_ps(v.low), _mm256_castsi256_ps(v.high), Which);
-    return _mm256_permute4x64_epi64(_mm256_castps_si256(both), 0xD8);
-  }
   static V plus16(V a, V b) { return {_mm256_add_epi16(a.low, b.low), _mm256_add_epi16(a.high, b.high)}; }
   static V pairs(V codes, V q) { return {_mm256_maddubs_epi16(codes.low, q.low), _mm256_maddubs_epi16(codes.high, q.high)}; }
   static V widen(V acc, V s) {
@@ -268,19 +116,6 @@ struct Policy {
       for (int j = 0; j < T; j++) out[j] = widen(out[j], s[j]);
       quads -= n;
     }
-  }
-
-  // Digits of base-3 bytes, largest first: each is how often its power can be taken away.
-  static void digits(__m256i v, __m256i* d) {
-    int power = 81;
-    for (int i = 4; i; i--, power /= 3) {
-      const __m256i one = _mm256_set1_epi8(char(power)), two = _mm256_set1_epi8(char(2 * power));
-      const __m256i a = _mm256_cmpeq_epi8(_mm256_max_epu8(v, one), v), b = _mm256_cmpeq_epi8(_mm256_max_epu8(v, two), v);
-      v = _mm256_sub_epi8(v, _mm256_and_si256(a, one));
-      v = _mm256_sub_epi8(v, _mm256_and_si256(b, one));
-      d[i] = _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(a, b));
-    }
-    d[0] = v;
   }
 };
 

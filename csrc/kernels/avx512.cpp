@@ -9,6 +9,7 @@ namespace bitwright::avx512 {
 constexpr int kRowsAtOnce = 16;
 #include "viterbi.inl"
 #include "kernels.inl"
+#include "masked.inl"
 #include "steps.inl"
 
 struct Table {
@@ -40,54 +41,25 @@ struct Policy {
   static V both(V a, V b) { return _mm512_and_si512(a, b); }
   template <int N> static V srl(V v) { return _mm512_srli_epi16(v, N); }
   template <int N> static V sll(V v) { return _mm512_slli_epi16(v, N); }
+  static V table16(const uint8_t* p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static V look16(V table, V codes) { return _mm512_shuffle_epi8(table, codes); }
   static V merge(V low, V v, V mask) { return _mm512_ternarylogic_epi64(low, v, mask, 0xF8); }  // low | (v & mask)
 
   using Quad = const int32_t __attribute__((may_alias, aligned(1)));
   static Quad* quad_at(const int8_t* q) { return reinterpret_cast<Quad*>(q); }
   static V quad(const int8_t* q) { return _mm512_set1_epi32(*quad_at(q)); }
   static V dot(V acc, V codes, V q) { return _mm512_dpbusd_epi32(acc, codes, q); }
+  static constexpr int key_offset = -128;
+  static V key(V codes) { return codes; }
+  static V dot_key(V acc, V codes, V q) { return dot(acc, codes, q); }
   // dot(acc, codes, quad(q)) as one instruction: GCC 12 does not fold the broadcast by itself.
   static V dot_quad(V acc, V codes, const int8_t* q) {
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*quad_at(q)));
     return acc;
   }
 
-  // Fields are masked in place; a[i] collects those that stand at the same height, and total() undoes the height.
-  template <int B> struct Dot {
-    static constexpr int columns = 32, bytes = kVector * B;
-    V a[4] = {zero(), zero(), zero(), zero()};
-
-    void add(const uint8_t* unit, const int8_t* q) {
-      if constexpr (B == 1) {
-        const V low = load_once(unit), high = srl<4>(low);
-        for (int i = 0; i < 4; i++) {
-          a[i] = dot(a[i], both(low, all8(1 << i)), quad(q + 4 * i));
-          a[i] = dot(a[i], both(high, all8(1 << i)), quad(q + 16 + 4 * i));
-        }
-      } else if constexpr (B == 2) {
-        const V first = load_once(unit), second = load_once(unit + kVector);
-        for (int i = 0; i < 4; i++) {
-          a[i] = dot(a[i], both(first, all8(3 << 2 * i)), quad(q + 4 * i));
-          a[i] = dot(a[i], both(second, all8(3 << 2 * i)), quad(q + 16 + 4 * i));
-        }
-      } else if constexpr (B == 4) {
-        for (int i = 0; i < 4; i++) {
-          const V v = load_once(unit + i * kVector);
-          a[i % 2 * 2] = dot(a[i % 2 * 2], both(v, all8(0x0F)), quad(q + 8 * i));
-          a[i % 2 * 2 + 1] = dot(a[i % 2 * 2 + 1], both(v, all8(0xF0)), quad(q + 8 * i + 4));
-        }
-      } else {
-        each_quad<Policy, B>(unit, [&](int i, V codes) { a[i % 4] = dot(a[i % 4], codes, quad(q + 4 * i)); });
-      }
-    }
-
-    V total() const {
-      constexpr int step = B == 4 ? 4 : B <= 2 ? B : 0;
-      if constexpr (B == 4) return plus(plus(a[0], a[2]), _mm512_srai_epi32(plus(a[1], a[3]), step));
-      const V upper = plus(_mm512_srai_epi32(a[2], 2 * step), _mm512_srai_epi32(a[3], 3 * step));
-      return plus(plus(a[0], _mm512_srai_epi32(a[1], step)), upper);
-    }
-  };
+  template <int B> using Dot = MaskedDot<Policy, B>;
+  template <int N> static V sra32(V v) { return _mm512_srai_epi32(v, N); }
 
   // Splits off the fifth digit; the table turns the other four (0..80) into 2-bit fields.
   static V four_digits(V v, V& fifth) {
@@ -181,15 +153,18 @@ struct Policy {
   static void storef(float* p, F f) { _mm512_storeu_ps(p, f); }
   static void store_some(float* p, F f, int n) { _mm512_mask_storeu_ps(p, __mmask16((1 << n) - 1), f); }
 
-  static float top(const float* x, int n) {
-    F top = loadf(x);
-    for (int i = kLanes; i < n; i += kLanes) top = _mm512_max_ps(top, loadf(x + i));
-    return _mm512_reduce_max_ps(top);
+  static F larger(F a, F b) { return _mm512_max_ps(a, b); }
+  static float largest(F f) { return _mm512_reduce_max_ps(f); }
+  // Integers up to 2^14 from floats, in two digits of 7 bits.
+  static void digits7(F f, int8_t* high, int8_t* low) {
+    const V v = _mm512_cvtps_epi32(f);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(v, 7)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(both(v, _mm512_set1_epi32(127))));
   }
   static float amax(const float* x, int n) {
     F top = all(0);
-    for (int i = 0; i < n; i += kLanes) top = _mm512_max_ps(top, _mm512_abs_ps(loadf(x + i)));
-    return _mm512_reduce_max_ps(top);
+    for (int i = 0; i < n; i += kLanes) top = larger(top, _mm512_abs_ps(loadf(x + i)));
+    return largest(top);
   }
   static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
     V total = zero();
@@ -204,20 +179,6 @@ struct Policy {
 
   static V plus(V a, V b) { return _mm512_add_epi32(a, b); }
   static V all32(int32_t c) { return _mm512_set1_epi32(c); }
-
-  // x * inverse as high * 128 + low: [quad][high, low][4] and the sums of either.
-  static void split(const float* x, int n, float inverse, int8_t* quads, int32_t& high_sum, int32_t& low_sum) {
-    V high = zero(), low = zero();
-    for (int i = 0; i < n; i += kLanes, quads += 2 * kLanes) {
-      const V v = _mm512_cvtps_epi32(mul(loadf(x + i), all(inverse)));
-      const V h = _mm512_srai_epi32(plus(v, all32(64)), 7), l = _mm512_sub_epi32(v, _mm512_slli_epi32(h, 7));
-      high = plus(high, h), low = plus(low, l);
-      const __m128i a = _mm512_cvtepi32_epi8(h), b = _mm512_cvtepi32_epi8(l);
-      auto* to = reinterpret_cast<__m128i*>(quads);
-      _mm_storeu_si128(to, _mm_unpacklo_epi32(a, b)), _mm_storeu_si128(to + 1, _mm_unpackhi_epi32(a, b));
-    }
-    high_sum = _mm512_reduce_add_epi32(high), low_sum = _mm512_reduce_add_epi32(low);
-  }
 
  private:
   // The starts of columns 8 i .. 8 i + 7 of a word, a byte each.

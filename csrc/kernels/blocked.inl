@@ -6,6 +6,12 @@ template <class P, int B> void unpack_fields(const uint8_t* unit, int units, uin
     each_quad<P, B>(unit, [&](int i, V<P> codes) { P::store(out + i * kVector, codes); });
 }
 
+template <class P> void unpack_codebook(const Term& t, const uint8_t* unit, int units, uint8_t* out) {
+  const V<P> table = P::table16(t.table);
+  for (; units; units--, unit += 4 * kVector, out += 8 * kVector)
+    each_quad<P, 4>(unit, [&](int i, V<P> codes) { P::store(out + i * kVector, P::look16(table, codes)); });
+}
+
 template <class P> void unpack_base3(const uint8_t* unit, int units, uint8_t* out) {
   for (; units; units--, unit += kVector, out += 5 * kVector) {
     V<P> q[5];
@@ -61,6 +67,7 @@ template <class P> void unpack_dense(const MatrixView& m, const Term& t, int til
     const int units = runs.start[g + 1] - runs.start[g];
     const uint8_t* unit = t.codes + (size_t(tile) * t.units + runs.first[g]) * t.unit_bytes;
     if (t.kind == Kind::trellis) unpack_words<P>(t, unit, units, out);
+    else if (t.kind == Kind::codebook) unpack_codebook<P>(t, unit, units, out);
     else go(unit, units, out);
     out += units * runs.unit * kLanes;
   }
@@ -89,7 +96,7 @@ void product_groups(const MatrixView& m, const Activations& x, int tile, int g0,
       const uint8_t* codes = scratch + t.scratch + size_t(runs.start[g] - runs.start[g0]) * runs.unit * kLanes;
       const int8_t* q = x.codes[t.runs] + size_t(runs.start[g]) * runs.unit * T;
       V<P> a[T], sum[T];
-      P::template product<T>(codes, q, quads, t.bits > 4, a);
+      P::template product<T>(codes, q, quads, t.bits > 4 || t.kind == Kind::codebook, a);
       if (t.values) P::template product<T>(codes + t.plane, q, quads, false, sum);
       F<P> scale, min;
       Affine(t, tile).at<P>(g, scale, min);

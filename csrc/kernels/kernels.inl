@@ -3,7 +3,7 @@
 // P names the types V (64 bytes or 16 int32) and F (16 floats) and has
 //   bytes     load load_once store all8 both srl sll merge zero
 //   products  quad, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>; with `expands` dot
-//   trellis   `looks_up`, `dots_words`, see trellis.inl
+//   tables    table16 look16; `looks_up`, `dots_words` (codebooks too are multiplied in place), see trellis.inl
 //   sparse    mask; where `expands` is true also expand select gather, and one token needs no unpacking
 //   floats    to_float half all mul sum loadf storef store_some amax round
 
@@ -70,6 +70,22 @@ template <class Visit> inline void each_unit(const MatrixView& m, const Term& t,
 }
 
 #include "trellis.inl"
+
+// ---- codebooks ----
+
+// 32 columns of 4-bit codes that a table turns into bytes.
+template <class P> struct DotCodebook {
+  static constexpr int columns = 32, bytes = 4 * kVector;
+  V<P> table, a[4] = {P::zero(), P::zero(), P::zero(), P::zero()};
+
+  void begin(const Term& t) { table = P::table16(t.table); }
+  void add(const uint8_t* unit, const int8_t* q) {
+    each_quad<P, 4>(unit, [&](int i, V<P> codes) { a[i % 4] = P::dot(a[i % 4], P::look16(table, codes), P::quad(q + 4 * i)); });
+  }
+  V<P> total() const { return P::plus(P::plus(a[0], a[1]), P::plus(a[2], a[3])); }
+};
+
+template <class P> inline void begin(DotCodebook<P>& dot, const Term& t) { dot.begin(t); }
 
 // ---- scales ----
 
@@ -198,9 +214,11 @@ void vector_sparse(const MatrixView& m, const Term& t, const Activations& x, int
 
 // Calls go with a default value of the dot product of a dense term.
 template <class P, class Go> inline void with_dot(const Term& t, Go go) {
-  if constexpr (P::dots_words)
+  if constexpr (P::dots_words) {
     if (t.kind == Kind::trellis)
       return with_word(t.per_word, [&](auto word) { go(DotTrellis<P, decltype(word)::value>{}); });
+    if (t.kind == Kind::codebook) return go(DotCodebook<P>{});
+  }
   if (t.kind == Kind::base3) return go(typename P::DotBase3{});
   switch (t.bits) {
     case 1: return go(typename P::template Dot<1>{});
@@ -271,6 +289,18 @@ template <class P> int32_t read(const uint8_t* at, size_t vectors) {
   return lanes[0];
 }
 
+template <class P> int32_t dots(int rounds) {
+  V<P> sum[kDots], a = P::all8(1), b = P::all8(1);
+  for (V<P>& s : sum) s = P::zero();
+  for (; rounds; rounds--)
+#pragma GCC unroll 12
+    for (int i = 0; i < kDots; i++) sum[i] = P::dot(sum[i], a, b);
+  alignas(kVector) int32_t lanes[kLanes];
+  for (int i = 1; i < kDots; i++) sum[0] = P::plus(sum[0], sum[i]);
+  P::store(lanes, sum[0]);
+  return lanes[0];
+}
+
 template <class P> constexpr Kernels kernels_of(const char* name, Steps steps) {
-  return {name, steps, P::tokens, quantize<P>, multiply<P>, read<P>, encode_trellis, sizeof(Trellis)};
+  return {name, steps, P::tokens, quantize<P>, multiply<P>, read<P>, dots<P>, encode_trellis, sizeof(Trellis)};
 }

@@ -42,6 +42,8 @@ struct Policy {
   static V both(V a, V b) { return bytes([&](int i) { return a.b[i] & b.b[i]; }); }
   template <int N> static V srl(V v) { return bytes([&](int i) { return v.b[i] >> N; }); }
   template <int N> static V sll(V v) { return bytes([&](int i) { return v.b[i] << N; }); }
+  static V table16(const uint8_t* p) { return bytes([=](int i) { return p[i % 16]; }); }
+  static V look16(const V& table, const V& codes) { return bytes([&](int i) { return table.b[codes.b[i]]; }); }
   static V merge(V low, V v, V mask) { return bytes([&](int i) { return low.b[i] | (v.b[i] & mask.b[i]); }); }
 
   static V quad(const int8_t* q) { return bytes([=](int i) { return q[i % 4]; }); }
@@ -52,6 +54,10 @@ struct Policy {
       for (int p = 4 * r; p < 4 * r + 4; p++) a[r] += codes.b[p] * int8_t(q.b[p]);
     return load(a);
   }
+
+  static constexpr int key_offset = -128;
+  static const V& key(const V& codes) { return codes; }
+  static V dot_key(const V& acc, const V& codes, const V& q) { return dot(acc, codes, q); }
 
   template <int B> struct Dot {
     static constexpr int columns = 32, bytes = kVector * B;
@@ -124,10 +130,18 @@ struct Policy {
   static void storef(float* p, const F& f) { store_some(p, f, kLanes); }
   static void store_some(float* p, const F& f, int n) { std::memcpy(p, f.f, size_t(n) * sizeof(float)); }
 
-  static float top(const float* x, int n) {
-    float top = x[0];
-    for (int i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
+  static F larger(const F& a, const F& b) { return floats([&](int i) { return a.f[i] > b.f[i] ? a.f[i] : b.f[i]; }); }
+  static float largest(const F& f) {
+    float top = f.f[0];
+    for (float lane : f.f) top = lane > top ? lane : top;
     return top;
+  }
+  // Integers up to 2^14 from floats, in two digits of 7 bits.
+  static void digits7(const F& f, int8_t* high, int8_t* low) {
+    for (int i = 0; i < kLanes; i++) {
+      const int v = int(rounded(f.f[i]));
+      high[i] = int8_t(v >> 7), low[i] = int8_t(v & 127);
+    }
   }
   static float amax(const float* x, int n) {
     float top = 0;

@@ -23,7 +23,7 @@ template <class P> RowSums row_sums(const float* x, int n) {
   RowSums r{x[0], 0, 0, 0, 0};
   for (int at = 0; at < n; at += kScored) {
     const int here = n - at < kScored ? n - at : kScored;
-    const float top = P::top(d, stretch_of(x + at, here, d));
+    const float top = top_of<P>(d, stretch_of(x + at, here, d));
     if (!(top > r.top)) continue;
     r.top = top;
     for (r.index = at; r.index < at + here - 1 && x[r.index] != top; r.index++) {}

@@ -19,6 +19,12 @@ static void scale_by(const float* x, float factor, const float* weight, float* y
   for (int i = 0; i < n; i++) y[i] = x[i] * factor * weight[i];
 }
 
+template <class P> inline float top_of(const float* x, int n) {
+  F<P> top = P::loadf(x);
+  for (int i = kLanes; i < n; i += kLanes) top = P::larger(top, P::loadf(x + i));
+  return P::largest(top);
+}
+
 // Half to even for |x| below 2^22; vectorizes everywhere, which calls of the library's rounding do not.
 inline float rounded(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
@@ -65,16 +71,6 @@ static void soft_cap(float* x, float cap, int n) {
   for (int i = 0; i < n; i++) x[i] = cap * tanh_of(x[i] / cap);
 }
 
-template <class P> float softmax(float* x, int n) {
-  const float top = P::top(x, n);
-  for (int i = 0; i < n; i++) x[i] = exponential(x[i] - top);
-  F<P> sum = P::all(0);
-  for (int i = 0; i < n; i += kLanes) sum = P::sum(sum, P::loadf(x + i));
-  float lanes[kLanes];
-  P::storef(lanes, sum);
-  return lane_sum(lanes);
-}
-
 static void rotate(float* x, const float* cosine, const float* sine, int half) {
   for (int i = 0; i < half; i++) {
     const float a = x[i], b = x[half + i];
@@ -118,6 +114,6 @@ template <class P> void float_tile(const float* tile, const float* x, size_t str
 #include "scores.inl"
 
 template <class P> constexpr Steps steps_of() {
-  return {sum_squares, scale_by, add, silu, gelu, soft_cap, softmax<P>, rotate, hadamard, float_tile<P>, digits<P>, split<P>, products<P>,
+  return {sum_squares, scale_by, add, silu, gelu, soft_cap, rotate, hadamard, float_tile<P>, digits<P>, attend<P>,
           row_sums<P>, log_probabilities<P>};
 }

@@ -14,6 +14,7 @@ constexpr int kMaxTerms = 16;      // of one matrix
 constexpr int kMaxTokens = 16;     // of one block of activations
 constexpr int kMaxBlocks = 4;      // blocks that share one unpacking of the weights
 constexpr int kStretch = 512;      // columns unpacked at a time (one group where that is longer)
+constexpr int kDots = 12;          // products of one round of `dots`
 constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 
 // Columns are walked in units: 32 of a field plane or bitmap, 20 of a base-3 plane, one block of an n:m plane.
@@ -26,7 +27,7 @@ struct Runs {
   const int* start;  // [groups + 1]
 };
 
-enum class Kind { fields, base3, trellis, bitmap, nm };
+enum class Kind { fields, codebook, base3, trellis, bitmap, nm };
 
 struct Term {
   Kind kind;
@@ -35,7 +36,7 @@ struct Term {
   int units;             // of a tile
   int unit_bytes;        // of `codes`
   int per_word;          // weights of a 64-bit word
-  const uint8_t* table;  // [kStates]: what windows stand for
+  const uint8_t* table;  // what windows [kStates] or 4-bit codes [16] stand for
   const uint8_t* codes;  // the index plane where the term is sparse
   const uint8_t* values;
   const int32_t* starts;  // values before each tile
@@ -69,22 +70,31 @@ struct Activations {
   int8_t* codes[kMaxTerms];
 };
 
-constexpr int kMostDims = 1024;             // of a head
+constexpr int kMostDims = 1024;            // of a head
+constexpr int kPage = 64;                  // positions
 constexpr int kLargestDigits = 127 * 128;  // of a number of two int8 digits
+constexpr int kLargestWeight = 127 * 128 + 127;  // the same with digits 0 to 127
+constexpr float kTiny = 1e-30f;            // steps below it are zero: their inverse might not be finite
+constexpr float kLog2E = 1.44269504f;
 
-// Numbers (high * 128 + low) * step as the kernels read them: [quad][high, low][4].
-struct Digits {
-  alignas(kVector) int8_t quads[2 * kMostDims];
-  float step;
-  int32_t high_sum, low_sum;
+// Keys and values of one kv head at kPage positions; what follows the codes is the plane of their low digits, where fine.
+struct Page {
+  const uint8_t* keys;    // code + 128: [tiles of 16 positions][dims / 4][16][4]
+  const uint8_t* values;  // int8: [tiles of 16 dims][quads of positions][16][4]
+  const float *key_scale, *value_scale;
+  int dims;              // a multiple of 16
+  bool fine;
+  int start, used;       // its first position, and how many of them are looked at
+  const uint8_t* next;   // the page that will be read after this one
 };
 
-// Rows of codes + 128 in tiles: [tiles][quads][16][4]. The codes may be high digits, with the low ones in a second plane.
-struct CodeRows {
-  const uint8_t* codes;
-  size_t stride, lower;  // bytes between tiles, and to the plane of low digits (0: there is none)
-  int quads, tiles;
-  const float* scale;  // of each row; null: 1, and products are added to what is there
+// A query of one head, and what it has gathered from the pages so far.
+struct Query {
+  alignas(kVector) int8_t high[kMostDims], low[kMostDims];  // (high * 128 + low) * step
+  alignas(kVector) float sum[kLanes], mixed[kMostDims];     // weights 2^(score - top), and values weighted so
+  float step, top;
+  int32_t high_sum, low_sum;
+  int first, last;  // positions it sees
 };
 
 // Of one row of logits: the largest and its first index; sums of e, e * d and e * e with d = x - top and e = exp d.
@@ -102,17 +112,14 @@ struct Steps {
   void (*silu)(const float* gate, float* y, int n);                                      // y *= silu(gate)
   void (*gelu)(const float* gate, float* y, int n);                                      // y *= gelu(gate), by tanh
   void (*soft_cap)(float* x, float cap, int n);                                          // x = cap * tanh(x / cap)
-  // x = exp(x - max x), not normalized; returns their sum. -inf becomes 0; n is a multiple of 16.
-  float (*softmax)(float* x, int n);
   void (*rotate)(float* x, const float* cosine, const float* sine, int half);
   void (*hadamard)(float* x, int n);  // unnormalized, in blocks of the largest power of two that divides n
   // y [tokens][16] of a tile [columns][16] and x [tokens], `stride` floats apart. A token's result does not depend on the others.
   void (*float_tile)(const float* tile, const float* x, size_t stride, int tokens, int columns, float* y);
-  // x as (high * 128 + low) * step with |x / step| up to `largest`; returns step. Here and below n is a multiple of 16.
+  // x as (high * 128 + low) * step with |x / step| up to `largest`; returns step. n is a multiple of 16.
   float (*digits)(const float* x, int n, int largest, int8_t* high, int8_t* low);
-  void (*split)(const float* x, int n, Digits& digits);
-  // out [count][tiles][16], a vector's `stride` floats apart: scale * (rows * x) for `count` vectors x.
-  void (*products)(const CodeRows& rows, const Digits* x, int count, float* out, size_t stride);
+  // Scores are powers of two, but for those that are capped.
+  void (*attend)(const Page& page, Query* queries, int count, float cap);
   RowSums (*row_sums)(const float* x, int n);
   // x = (x - top) - log_sum; returns the sum of exp(parent) * (parent - x), 0 without a parent.
   double (*log_probabilities)(float* x, int n, float top, float log_sum, const float* parent);
@@ -128,6 +135,7 @@ struct Kernels {
   void (*multiply)(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
                    uint8_t* scratch);
   int32_t (*read)(const uint8_t* at, size_t vectors);  // for the ceiling of memory
+  int32_t (*dots)(int rounds);                         // for the ceiling of products: kDots vectors a round
   // Tiles [first, last) of a job; `scratch` is 64-byte aligned and has `trellis_scratch` bytes.
   void (*encode_trellis)(const TrellisJob& job, int first, int last, void* scratch);
   size_t trellis_scratch;

@@ -62,6 +62,7 @@ class Dense:
     `codes` uint8 [tiles, vectors, 64] in row-lane field planes (see `formats/_layout.py`);
     `width` is the bits of a code, "base3" for five ternary digits a byte, or "trellis": `codes` uint8 [tiles, words,
     128] are then 64-bit words (see `formats/_words.py`) of `per_word` windows, looked up in `table` uint8 [128];
+    4-bit codes with a `table` uint8 [16] are looked up in it;
     `scales`, `mins` f16 [tiles, G, 16]; without `mins` the min is scale * `offset`;
     `group` columns share a scale (None: the whole row); activations are scaled per `activation_group`.
     `inputs` f16 [C]: the term's activations are multiplied by it before they become int8 codes.

@@ -45,7 +45,7 @@ def test_dense_export_with_float_activations_is_the_same_model(
     assert written["file_bytes"] == (tmp_path / "dense" / "model.safetensors").stat().st_size
     one = cli("evaluate", packed, "--text", text, "--activations", "float", "--json").json
     other = cli("evaluate", tmp_path / "dense", "--text", text, "--json").json
-    assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-5)
+    assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-4)  # keys and values have 15 bits
 
 
 def test_missing_float_model_is_said(cli: Cli, packed: Path, tiny_model: Path, text: Path, tmp_path: Path) -> None:

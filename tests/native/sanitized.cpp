@@ -108,6 +108,12 @@ TermSource blocks(Store& store, int block) {
   return t;
 }
 
+TermSource codebook(Store& store) {
+  TermSource t = dense(store, 4);
+  t.table = store.bytes({16}, 256);
+  return t;
+}
+
 void check(const std::string& name, const std::vector<TermSource>& terms) {
   const Matrix matrix(terms, kRows, kColumns, nullptr);
   constexpr int most = 70;
@@ -137,6 +143,8 @@ void check_matrices() {
   Store store;
   for (int bits = 1; bits <= 8; bits++) check(std::to_string(bits) + " bits", {dense(store, bits)});
   for (int per_word = 16; per_word <= kWord; per_word += 8) check("words of " + std::to_string(per_word), {words(store, per_word)});
+  check("codebook", {codebook(store)});
+  check("codebook and codes", {codebook(store), dense(store, 2)});
   const TermSource base3 = dense(store, 3, 0);
   check("base 3", {base3});
   TermSource scaled = dense(store, 1);
@@ -218,6 +226,9 @@ void check_engine(bool fine) {
 }  // namespace
 
 int main() {
+  std::printf("levels:");
+  for (const Kernels* level : levels()) std::printf(" %s", level->name);
+  std::puts("");
   check_matrices();
   check_engine(false);
   check_engine(true);

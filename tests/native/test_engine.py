@@ -130,6 +130,16 @@ def test_packed_weights_give_the_logits_of_the_packed_model(name: str, table: Fo
     assert torch.equal(ours.argmax(1)[clear], logits.argmax(1)[clear])
 
 
+def test_float_activations_give_the_logits_of_decoded_weights() -> None:
+    model, ids = pack(model_of("qwen3")), text(90)
+    for module in model.modules():
+        if isinstance(module, QLinear):
+            module.activations = "float"
+    logits = expected(model, ids)
+    ours = built(model, fine_cache=True).logits(ids, every=True)
+    assert (ours - logits).abs().max() < 2e-3 * logits.std()
+
+
 def test_column_scales_give_a_layer_activations_of_its_own(isa: str) -> None:
     others = {
         "q_proj": Residual(3, 64, columns="shared"),  # beside k and v, which have none or others

@@ -151,11 +151,7 @@ def _of_artifact(
     lineage = {} if manifest is None else manifest.lineage
     known = isinstance(lineage.get("name"), str) and isinstance(lineage.get("digest"), str)
     gc.freeze()  # what imports made is never garbage: a collection that walks through it would take a fifth of a second
-    engine = (
-        "native"
-        if why_torch(read_config(artifact.config), {activations}, choice, set(artifact.formats)) is None
-        else "torch"
-    )
+    engine = "native" if why_torch(read_config(artifact.config), set(artifact.formats), choice) is None else "torch"
     arithmetic = {"activations": activations, "engine": engine}
     return Subject(
         name=name,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import BadInput, Refused
 from bitwright.runtime import native
+from bitwright.runtime.linear import Activations
 from bitwright.runtime.plan import Plan, read_plan, refusal, weight_bytes, weight_count
 from bitwright.runtime.weights import ModuleWeights, StoredWeights
 
@@ -129,10 +130,17 @@ def build(model: Any, threads: int = 0, fine_cache: bool = False) -> Engine:
     return _engine(read_plan(model.config, ModuleWeights(model), fine_cache), threads)
 
 
-def open_engine(artifact: Artifact, threads: int = 0, fine_cache: bool = False, in_place: bool = False) -> Engine:
+def open_engine(
+    artifact: Artifact,
+    threads: int = 0,
+    fine_cache: bool = False,
+    in_place: bool = False,
+    activations: Activations = "int8",
+) -> Engine:
     """The engine of an artifact, without the modules of its model; else as `build`.
 
     `in_place`: weights are read where the artifact has them and never copied: slower, but in memory once.
+    `activations` "float": weights are decoded to float32, four bytes each, and multiplied by inputs as they are.
     `BadArtifact` where config.json and tensors contradict each other.
     """
     from bitwright.runtime.load import UNBUILDABLE, not_a_model, read_config
@@ -140,7 +148,7 @@ def open_engine(artifact: Artifact, threads: int = 0, fine_cache: bool = False, 
     config = read_config(artifact.config)
     try:
         _require(config)
-        weights = StoredWeights(artifact, config.tie_word_embeddings)
+        weights = StoredWeights(artifact, config.tie_word_embeddings, activations)
         plan = read_plan(config, weights, fine_cache, in_place)
         weights.finish()
         return _engine(plan, threads)

@@ -73,10 +73,11 @@ def generator(model: PreTrainedModel, choice: EngineChoice = "auto") -> Generato
     """How to generate with a model. "native" insists on the compiled engine: `Refused` says why it cannot run this."""
     ends = _tokens(getattr(model.generation_config, "eos_token_id", None))
     packed = [module for module in model.modules() if isinstance(module, QLinear)]
-    reason = why_torch(model.config, {m.activations for m in packed}, choice, {m.format for m in packed})
+    reason = why_torch(model.config, {m.format for m in packed}, choice)
     if reason is not None:
         return Generator(model, ends, reason)
-    return Generator(build(model, torch.get_num_threads()), ends, _compiled())
+    exact = any(layer.activations == "float" for layer in packed)
+    return Generator(build(model, torch.get_num_threads(), exact), ends, _compiled())
 
 
 def open_generator(
@@ -84,16 +85,17 @@ def open_generator(
 ) -> Generator:
     """`generator` of an artifact, which the compiled engine reads without the modules of the model.
 
-    `in_place` as in `open_engine`.
+    `in_place` as in `open_engine`. Where activations are floats, keys and values have 15 bits.
     """
     from bitwright.runtime.load import load_artifact, read_config
 
     config = read_config(artifact.config)
-    if why_torch(config, {activations}, choice, set(artifact.formats)) is not None:
+    if why_torch(config, set(artifact.formats), choice) is not None:
         return generator(load_artifact(artifact, activations), choice)
     settings = artifact.generation_config
     ends = _tokens(config.eos_token_id if settings is None else settings.get("eos_token_id"))
-    engine = open_engine(artifact, torch.get_num_threads(), in_place=in_place)
+    exact = activations == "float"
+    engine = open_engine(artifact, torch.get_num_threads(), exact, in_place=in_place, activations=activations)
     return Generator(engine, ends, _compiled())
 
 
@@ -106,25 +108,22 @@ def _tokens(configured: Any) -> frozenset[int]:
     return frozenset(token for token in found if isinstance(token, int))
 
 
-def why_torch(config: Any, activations: Set[Activations], choice: EngineChoice, formats: Set[Format]) -> str | None:
+def why_torch(config: Any, formats: Set[Format], choice: EngineChoice) -> str | None:
     """Why a model of this transformers config runs in torch; None where the compiled engine runs it.
 
-    `activations` and `formats` are those of its packed layers. `Refused` where the choice is "native" and the engine
-    cannot.
+    `formats` are those of its packed layers. `Refused` where the choice is "native" and the engine cannot.
     """
     if choice == "torch":
         return "torch: asked for"
-    reason = _obstacle(config, activations, formats)
+    reason = _obstacle(config, formats)
     if reason is not None and choice == "native":
         raise Refused(f"the compiled engine cannot run this model ({reason}): use --engine auto.")
     return reason
 
 
-def _obstacle(config: Any, activations: Set[Activations], formats: Set[Format]) -> str | None:
-    if not activations:
+def _obstacle(config: Any, formats: Set[Format]) -> str | None:
+    if not formats:
         return "torch: its weights are not packed"
-    if "float" in activations:
-        return "torch: float activations were asked for"
     usable, reason = native.available()
     refused = ADAPTIVE if any(isinstance(fmt, Adaptive) for fmt in formats) else refusal(config)
     return reason if not usable else None if refused is None else f"torch: {refused}"

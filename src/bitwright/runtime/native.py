@@ -1,6 +1,7 @@
 """Compiled kernels: whether they run here, and matrices that use them.
 
-`BITWRIGHT_ISA` chooses the instruction-set level ("avx512-vnni", "avx2", "portable"); "none" switches kernels off.
+`BITWRIGHT_ISA` chooses the instruction-set level ("avx512-vnni", "avx-vnni",
+"avx2", "neon-i8mm", "neon-dot", "portable"); "none" switches kernels off.
 At first use every kind of kernel of the level is compared with the plain reference; a level that differs is not used.
 """
 
@@ -115,6 +116,7 @@ def _samples(generator: torch.Generator) -> Iterator[tuple[str, tuple[Term, ...]
     for per_word in range(16, 65, 8):
         yield f"words of {per_word} weights", (_words(per_word, generator),)
     base = _dense("base3", generator)
+    yield "a codebook", (replace(_dense(4, generator), table=_bytes(1, generator)[0, 0, :16].contiguous()),)
     yield "base-3 codes", (base,)
     yield "input scales", (_dense(1, generator), _scaled(generator), _scaled(generator))
     for bits in (4, 8):

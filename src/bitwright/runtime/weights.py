@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from bitwright.errors import BadArtifact, Refused
-from bitwright.protocols import Adaptive, Format
+from bitwright.protocols import Adaptive, Format, QTensor
 from bitwright.runtime import native
-from bitwright.runtime.linear import Packed, QEmbedding, QLinear, TiedHead
+from bitwright.runtime.linear import Activations, Packed, QEmbedding, QLinear, TiedHead
 
 if TYPE_CHECKING:
     from bitwright import _core
@@ -31,6 +31,8 @@ class ModuleWeights:
         """Packed layers as they are, float ones in float32; `Refused` for modules that are neither."""
         module = self._model.get_submodule(name)
         if isinstance(module, QLinear):
+            if module.activations == "float":
+                return module.qtensor.dequantize(), bias
             return self._matrix(module, bias)
         if not isinstance(module, nn.Linear):
             raise Refused(f"the compiled engine has no step for a {type(module).__name__}: use --engine torch.")
@@ -58,10 +60,14 @@ class ModuleWeights:
 
 
 class StoredWeights:
-    """Those of an artifact; `tied` says that a head without a weight is the embedding. Fits `plan.Weights`."""
+    """Those of an artifact; `tied` says that a head without a weight is the embedding. Fits `plan.Weights`.
 
-    def __init__(self, artifact: Artifact, tied: bool) -> None:
+    With float `activations` products are with decoded weights.
+    """
+
+    def __init__(self, artifact: Artifact, tied: bool, activations: Activations = "int8") -> None:
         self._artifact = artifact
+        self._activations = activations
         self._packed = {weight.name: weight for weight in artifact.weights()}
         self._kept = frozenset(artifact.kept)
         self._tied = {**({"lm_head": "model.embed_tokens"} if tied else {}), **dict(artifact.quantization.tied)}
@@ -71,9 +77,12 @@ class StoredWeights:
     def product(self, name: str, bias: Tensor | None) -> Weight:
         """Packed weights as views of the file, float ones in float32."""
         if name not in self._packed and f"{name}.weight" not in self._kept and name in self._tied:
-            table = self.table(self._tied[name])
-            return (table, None) if isinstance(table, Tensor) else table
-        return self._matrix(name, bias) if name in self._packed else (self.vector(f"{name}.weight"), bias)
+            name = self._tied[name]
+        if name not in self._packed:
+            return self.vector(f"{name}.weight"), bias
+        if self._activations == "float":
+            return self._decoded(name), bias
+        return self._tables[name] if name in self._tables else self._matrix(name, bias)
 
     def table(self, name: str) -> _core.Matrix | Tensor:
         """An embedding, packed or float32."""
@@ -96,13 +105,20 @@ class StoredWeights:
             raise BadArtifact(f"the artifact holds {min(self._unused)}, which the model has no place for.")
 
     def _matrix(self, name: str, bias: Tensor | None) -> _core.Matrix:
+        stored = self._stored(name)
+        return native.native_matrix(stored.format.terms(stored.planes, stored.shape), stored.shape, bias).core
+
+    def _decoded(self, name: str) -> Tensor:
+        return self._stored(name).dequantize().contiguous()
+
+    def _stored(self, name: str) -> QTensor:
         weight = self._packed[name]
         if len(weight.shape) != 2:
             raise BadArtifact(f"{name} is stored as {list(weight.shape)}, but config.json makes it a matrix.")
         self._unused.discard(name)
         fmt = self._artifact.formats[weight.format]
         _require_fixed(fmt)
-        return native.native_matrix(fmt.terms(self._artifact.planes(name), weight.matrix), weight.matrix, bias).core
+        return QTensor(fmt, weight.matrix, self._artifact.planes(name))
 
 
 def _require_fixed(fmt: Format) -> None:
