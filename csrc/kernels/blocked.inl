@@ -141,8 +141,10 @@ template <class P>
 void multiply(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
               uint8_t* scratch) {
   bool in_place = blocks == 1 && x->tokens == 1;
-  for (int i = 0; i < m.terms; i++)
-    in_place &= m.term[i].kind == Kind::trellis ? P::dots_words : P::expands || !m.term[i].values;
+  for (int i = 0; i < m.terms; i++) {
+    const Kind kind = m.term[i].kind;
+    in_place &= kind == Kind::trellis || kind == Kind::codebook ? P::dots_words : P::expands || !m.term[i].values;
+  }
   if (in_place) multiply_vector<P>(m, *x, first, last, y);
   else multiply_matrix<P>(m, x, blocks, first, last, y, stride, scratch);
 }
