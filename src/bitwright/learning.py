@@ -27,6 +27,7 @@ class Learning:
     count more in the divergence where both models are uncertain.
     `frozen` names parameters of formats that do not move; one that is no scale but marks entries ("mask") keeps their
     latent weights where they are. `analytic`: scales are not learned but fitted to the latent weights at each step.
+    `signed`: matrices follow the sign of their gradients, else Adam.
     """
 
     kind: ClassVar[str] = "learning"
@@ -46,6 +47,7 @@ class Learning:
     sharpness: float = 1.0
     frozen: tuple[str, ...] = ()
     analytic: bool = False
+    signed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "encode_every"):

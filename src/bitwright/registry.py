@@ -11,7 +11,7 @@ from typing import Any
 
 from bitwright.errors import UnknownName
 
-ROOMS = ("formats", "partitions", "solvers")
+ROOMS = ("formats", "partitions", "solvers", "transforms")
 
 
 @cache

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from bitwright.latent import TunedWeight
 from bitwright.learning import Learning
 from bitwright.protocols import Format, QTensor
 from bitwright.registry import load, names
 from bitwright.solvers.rtn import Rtn
-from bitwright.tune.weight import TunedWeight
 
 SHAPE = (24, 200)
 

@@ -11,37 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3": ("Qwen3Config", {"head_dim": 16}),
-    "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}),
-    "gpt-neox": ("GPTNeoXConfig", {}),
-    "opt": ("OPTConfig", {"ffn_dim": 80, "word_embed_proj_dim": 48}),
-    "mixtral": ("MixtralConfig", {"num_local_experts": 5, "num_experts_per_tok": 2}),
-}
 
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def family(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of odd width with the tokenizer of the tiny one."""
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
-    cls, extra = CONFIGS[request.param]
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-    config = getattr(transformers, cls)(**(sizes | heads | extra))
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    if request.param == "mixtral":
-        with torch.no_grad():  # two of the routes v, -v, w, -w are positive: the fifth expert, at 0, is never taken
-            for layer in model.model.layers:
-                layer.mlp.gate.weight[1] = -layer.mlp.gate.weight[0]
-                layer.mlp.gate.weight[3] = -layer.mlp.gate.weight[2]
-                layer.mlp.gate.weight[4] = 0
-    folder = tmp_path_factory.mktemp("family") / request.param
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="module", params=["qwen3", "gemma3", "gpt-neox", "opt", "mixtral"])
+def family(request: pytest.FixtureRequest, families: Callable[[str], Path]) -> Path:
+    """A random model of odd width."""
+    return families(request.param)
 
 
 PLAIN = """

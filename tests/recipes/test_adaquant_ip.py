@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitwright.tune.weight import TunedWeight
 
 from bitwright.calibrate.tokens import builtin_text
 from bitwright.engine.job import Job
@@ -17,7 +18,6 @@ from bitwright.linalg import Hessian
 from bitwright.recipes.adaquant_ip import MENU, TRAINING
 from bitwright.solvers.adaquant import Adaquant
 from bitwright.solvers.rtn import Rtn
-from bitwright.tune.weight import TunedWeight
 
 FAST = {"solver.each": '{"kind": "adaquant", "steps": 3}'}
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from bitwright.formats.binary import Binary
 from bitwright.formats.mixed import Mixed
+from bitwright.latent import TunedWeight
 from bitwright.learning import Learning
 from bitwright.partitions.salience import Salience
 from bitwright.recipes.pb_llm import TRAINING as PB_LLM
 from bitwright.solvers.rtn import Rtn
 from bitwright.tune.loss import divergence, objective
-from bitwright.tune.weight import TunedWeight
 
 SHAPE = (24, 200)
 

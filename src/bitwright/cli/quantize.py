@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -206,6 +208,7 @@ def summary(job: Job, result: Result, out: Path) -> dict[str, Any]:
         "tokens_per_second": result.tokens_per_second,
         "tuning": tuning,
         "unseen_experts": list(result.unseen),
+        "not_transformed": [{"transform": kind, "linear": name} for kind, name in result.left],
         "layer_errors": result.errors,
     }
 
@@ -236,6 +239,9 @@ def print_summary(told: dict[str, Any]) -> None:
         print(
             f"{len(unseen)} experts saw no calibration token and were solved from their weights alone: {unseen[0]} ..."
         )
+    left = Counter((row["transform"], re.sub(r"\.\d+\.", ".*.", row["linear"])) for row in told["not_transformed"])
+    for (kind, name), count in left.items():
+        print(f"{kind} left the inputs of {name} as they are ({count} times)")
 
 
 def _bytes(megabytes: float | None) -> int | None:

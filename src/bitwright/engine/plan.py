@@ -58,7 +58,13 @@ class Plan:
     @property
     def needs_text(self) -> bool:
         """Whether anything is measured on calibration text."""
-        return self.recipe.solver.needs_hessian or bool(self.contents.steps)
+        return self.needs_inputs or bool(self.contents.steps)
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether the inputs of blocks are followed through the model."""
+        recipe = self.recipe
+        return recipe.solver.needs_hessian or bool(recipe.transforms) or recipe.refiner is not None
 
     def ordered(self, steps: tuple[Step, ...]) -> Plan:
         """The same plan with its steps in this order."""

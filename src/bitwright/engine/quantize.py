@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from bitwright.calibrate.observe import Gram, expert_grams, expert_hessians, gra
 from bitwright.calibrate.routing import second_choices
 from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan
+from bitwright.engine.transformed import transformed
 from bitwright.engine.workers import Workers
 from bitwright.errors import BadInput, WorkFailed
 from bitwright.linalg import Hessian
 from bitwright.models.calls import head_inputs
 from bitwright.models.skeleton import materialise, release
-from bitwright.protocols import Format, QTensor, Solver
+from bitwright.protocols import BlockTask, Format, QTensor, Solver
 from bitwright.solvers.rtn import Rtn
 
 if TYPE_CHECKING:
@@ -35,6 +36,13 @@ Progress = Callable[[str, int, int], None]  # what, done, of
 STRIP = 4096  # rows of an embedding rounded at a time; a multiple of a tile
 
 
+class Probe(NamedTuple):
+    """A few random hidden states [S, T, D] for transforms, and how the model calls each block for so many."""
+
+    hidden: Tensor
+    calls: list[BlockCall]
+
+
 @dataclass
 class Run:
     """One quantization under way. `hidden` [S, T, D] are the inputs of the next block, from quantized blocks before."""
@@ -45,12 +53,15 @@ class Run:
     model: PreTrainedModel
     journal: Journal
     workers: Workers
-    hidden: Tensor
-    calls: dict[int, list[BlockCall]]  # by number of sequences: how the model calls each block
     batch: int
     progress: Progress
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
+    calls: dict[int, list[BlockCall]] = field(default_factory=dict)  # by number of sequences: how each block is called
+    probe: Probe = field(default_factory=lambda: Probe(torch.empty(0), []))
+    targets: Tensor | None = None  # [S, T, D], room for the outputs of a float block, for refiners
     unseen: list[str] = field(default_factory=list)  # experts that calibration never reached
     skipping: dict[str, float] = field(default_factory=dict)  # see `Manifest`
+    left: list[tuple[str, str]] = field(default_factory=list)  # (transform, linear): it left its inputs as they are
 
     def blocks(self) -> None:
         """Quantize every block that the journal does not hold, replay the others."""
@@ -65,8 +76,12 @@ class Run:
                 self.journal.put(entry, *self._solve_block(index, part, block))
             elif self.plan.recipe.propagate:
                 self._replay(part, block, done)
+            if done is None and not self.plan.recipe.propagate:  # go on with what the source has
+                release(block)
+                materialise(block, self.source, part.path)
             self.unseen += self.journal.notes(entry)["unseen"]
             self.skipping |= self.journal.notes(entry)["skipping"]
+            self.left += [(kind, name) for kind, name in self.journal.notes(entry)["left"]]
             if (index + 1 < count or self._head_is_solved()) and len(self.hidden):
                 self._advance(index, block)
             release(block)
@@ -108,14 +123,18 @@ class Run:
         return {f"{name}.{role}": torch.cat([s[role] for s in strips]) for role in strips[0]}
 
     def _solve_block(self, index: int, part: Block, block: nn.Module) -> tuple[dict[str, Tensor], dict[str, object]]:
-        tensors: dict[str, Tensor] = {}
+        task, refiner = self._task(index, part, block), self.plan.recipe.refiner
+        changed, left = transformed(task, self.plan.recipe.transforms)
+        tensors = {f"{part.path}.{name}": value for name, value in changed.items()}
+        floats = {name: block.get_parameter(f"{name}.weight") for name in task.formats}
+        targets = [] if refiner is None else self._outputs(task)
+        packed: dict[str, QTensor] = {}
         errors: dict[str, float] = {}
         unseen: list[str] = []
         for wave in part.waves:
-            layers = {name: block.get_submodule(name) for name in wave if f"{part.path}.{name}" in self.plan.formats}
+            layers = {name: block.get_submodule(name) for name in wave if name in task.formats}
             for name, (q, error) in self._solve_wave(index, part, block, layers).items():
-                tensors.update({f"{part.path}.{name}.{role}": plane for role, plane in q.planes.items()})
-                errors[f"{part.path}.{name}"] = error
+                packed[name], errors[f"{part.path}.{name}"] = q, error
         skipping = self._skipping(index, part, block)
         for experts in part.experts:
             name = f"{part.path}.{experts.name}"
@@ -124,7 +143,34 @@ class Run:
                 solved, missing = self._solve_experts(index, block, experts.name, name, formats)
                 tensors |= self._expert_planes(name, solved)
                 unseen += missing
-        return tensors, {"errors": errors, "unseen": unseen, "skipping": skipping}
+        if refiner is not None and packed:
+            packed = refiner.refine(task, packed, floats, targets)
+        tensors |= {f"{part.path}.{name}.{role}": p for name, q in packed.items() for role, p in q.planes.items()}
+        told = [(kind, f"{part.path}.{name}") for kind, name in left]
+        return tensors, {"errors": errors, "unseen": unseen, "left": told, "skipping": skipping}
+
+    def _task(self, index: int, part: Block, block: nn.Module) -> BlockTask:
+        """The block as transforms and refiners see it."""
+        hidden, calls = self.probe
+
+        def run(batch: Tensor) -> Tensor:
+            return (calls if batch is hidden else self.calls[len(batch)])[index].run(block, batch)
+
+        formats = {name: fmt for name in part.linears if (fmt := self.plan.formats.get(f"{part.path}.{name}"))}
+        types = {name: self.plan.contents.kept[f"{part.path}.{name}"].dtype for name in self._kept(part, block)}
+        return BlockTask(block, part.waves, formats, types, run, self._batches(), hidden, self.workers.map)
+
+    def _outputs(self, task: BlockTask) -> list[Tensor]:
+        """What a block makes of each batch, in the mapped file for it."""
+        assert self.targets is not None
+        pieces = [self.targets[start : start + self.batch] for start in range(0, len(self.targets), self.batch)]
+        for piece, out in zip(pieces, self.workers.map(task.run, task.batches), strict=True):
+            piece.copy_(out)
+        return pieces
+
+    def _kept(self, part: Block, block: nn.Module) -> list[str]:
+        """Parameters of a block that are stored as they are, by their names inside it."""
+        return [name for name, _ in block.named_parameters() if f"{part.path}.{name}" in self.plan.contents.kept]
 
     def _solve_wave(
         self, index: int, part: Block, block: nn.Module, layers: dict[str, nn.Module]
@@ -206,6 +252,9 @@ class Run:
             lead = f"{part.path}.{name}."
             return {key.removeprefix(lead): plane for key, plane in done.items() if key.startswith(lead)}
 
+        for name in self._kept(part, block):
+            if (stored := done.get(f"{part.path}.{name}")) is not None:
+                block.get_parameter(name).copy_(stored)
         for name in part.linears:
             layer, fmt = block.get_submodule(name), self.plan.formats.get(f"{part.path}.{name}")
             if fmt is not None:

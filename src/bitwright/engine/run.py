@@ -25,7 +25,7 @@ from bitwright.engine.estimate import BATCH, sequence_length, threads_for
 from bitwright.engine.job import Job
 from bitwright.engine.journal import Journal
 from bitwright.engine.plan import Plan, make_plan, refuse_unreachable
-from bitwright.engine.quantize import Progress, Run, block_part, table_part
+from bitwright.engine.quantize import Probe, Progress, Run, block_part, table_part
 from bitwright.engine.verify import verified
 from bitwright.engine.workers import Workers, cores, return_memory_at_once
 from bitwright.errors import Refused, WorkFailed
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from bitwright.models.source import Source
     from bitwright.models.structure import Structure
 
+PROBE = (4, 8)  # sequences and tokens
+
 
 @dataclass(frozen=True)
 class Result:
@@ -55,6 +57,7 @@ class Result:
     decision: Decision | None = None  # of the allocator, if it chose the formats
     divergence: float | None = None  # what it predicted, measured: KL a token on calibration text
     tokens_per_second: float | None = None  # the same of the speed, where that was asked for
+    left: tuple[tuple[str, str], ...] = ()  # (transform, linear): it had to leave the inputs as they are
 
 
 Prepared = tuple["Source", "Structure", Plan]
@@ -72,7 +75,7 @@ def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> Prepa
     if menu is None:
         plan = make_plan(job, source, structure)
         if plan.contents.steps:
-            _refuse_unordered(job, source, structure)
+            _refuse_unordered(job, source, structure, plan)
         return source, structure, plan
     if job.min_speed is not None and any(block.experts for block in structure.blocks):
         raise Refused("the time of experts depends on the text: leave out --min-speed.")
@@ -81,8 +84,12 @@ def prepare(job: Job, progress: Progress = lambda what, done, of: None) -> Prepa
     return source, structure, make_plan(job, source, structure, table, progress)
 
 
-def _refuse_unordered(job: Job, source: Source, structure: Structure) -> None:
+def _refuse_unordered(job: Job, source: Source, structure: Structure, plan: Plan) -> None:
     """`Refused` where blocks of weights could be made, but not put in order."""
+    if plan.recipe.transforms:
+        raise Refused(
+            "blocks of weights are put in order by the float weights, which transforms change: give one of them."
+        )
     if any(block.experts for block in structure.blocks):
         raise Refused("blocks of stacked experts cannot be put in order: give a recipe without blocks, gptq say.")
     refuse_whole_model(job, source, "putting blocks in order", "give more memory, or a recipe without blocks")
@@ -105,7 +112,7 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None, prepare
         journal = Journal(job.out, identity)
         plan = plan.signed(_origin(plan, source, row, journal.fingerprint, job))
         with Workers(threads) as workers:
-            seen = ids if plan.recipe.solver.needs_hessian else None
+            seen = ids if plan.needs_inputs else None
             run = _start(plan, source, structure, journal, workers, seen, progress)
             run.blocks()
             run.tables()
@@ -130,7 +137,8 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None, prepare
         journal.remove()
     measured = None if plan.decision is None or ids is None else _divergence(job, ids, progress)
     speed = 1 / step_seconds(load(job.out), job.threads or cores()) if job.min_speed is not None else None
-    return Result(manifest, time.monotonic() - began, errors, tuple(run.unseen), plan.decision, measured, speed)
+    took = time.monotonic() - began
+    return Result(manifest, took, errors, tuple(run.unseen), plan.decision, measured, speed, tuple(run.left))
 
 
 def _divergence(job: Job, ids: Tensor, progress: Progress) -> float:
@@ -177,7 +185,7 @@ def _start(
     """Inputs of the first block, in a mapped file, and the arguments that the model gives each block."""
     model = skeleton(source.config)
     if ids is None:
-        return Run(plan, source, structure, model, journal, workers, torch.empty(0), {}, BATCH, progress)
+        return Run(plan, source, structure, model, journal, workers, BATCH, progress)
     hidden: Tensor | None = None
     calls: dict[int, list[BlockCall]] = {}
     for start in range(0, len(ids), BATCH):
@@ -189,7 +197,12 @@ def _start(
             hidden = _mapped(journal.folder / "hidden.bin", shape)
         hidden[start : start + BATCH] = part
     assert hidden is not None
-    return Run(plan, source, structure, model, journal, workers, hidden, calls, BATCH, progress)
+    few, own = record_calls(model, source, structure, ids[: PROBE[0], : PROBE[1]].contiguous())
+    probe = Probe(torch.randn(few.shape, generator=torch.Generator().manual_seed(0)), own)
+    if plan.recipe.refiner is not None:
+        calls.setdefault(1, record_calls(model, source, structure, ids[:1])[1])
+    targets = None if plan.recipe.refiner is None else _mapped(journal.folder / "targets.bin", tuple(hidden.shape))
+    return Run(plan, source, structure, model, journal, workers, BATCH, progress, hidden, calls, probe, targets)
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -211,18 +224,23 @@ def _stored(plan: Plan, source: Source, structure: Structure, journal: Journal) 
         for name in (*block.linears, *(experts.name for experts in block.experts))
     }
 
+    blocks = [f"{block.path}." for block in structure.blocks]
     parts = lru_cache(maxsize=2)(journal.get)  # hashed when opened: not once for every plane
 
-    def read(name: str) -> Tensor:
-        if name in kept:
-            return source.tensor(name)
-        weight = name.rpartition(".")[0]
-        stack, _ = expert_of(weight) or (weight, None)
-        part = table_part(weight) if weight in plan.contents.parts else block_part(owner[stack])
+    def of(part: str) -> dict[str, Tensor]:
         found = parts(part)
         if found is None:
             raise WorkFailed(f"{journal.folder} lost the part {part} while it was used: run the same command again.")
-        return found[name]
+        return found
+
+    def read(name: str) -> Tensor:
+        if name in kept:
+            index = next((i for i, path in enumerate(blocks) if name.startswith(path)), None)
+            changed = {} if index is None or not plan.recipe.transforms else of(block_part(index))
+            return changed[name] if name in changed else source.tensor(name)
+        weight = name.rpartition(".")[0]
+        stack, _ = expert_of(weight) or (weight, None)
+        return of(table_part(weight) if weight in plan.contents.parts else block_part(owner[stack]))[name]
 
     return read
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bitwright.groups import columns_of, groups, join
+from bitwright.groups import Params, columns_of, groups, join
 from bitwright.linalg import Hessian
 from bitwright.protocols import ColumnStats, Format, QTensor
 
@@ -18,20 +18,29 @@ class Rtn:
     """Fits each group to the weights it has. With a Hessian, columns count by its diagonal if `weighted`."""
 
     kind: ClassVar[str] = "rtn"
-    needs_hessian: ClassVar[bool] = False
     weighted: bool = False
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Where columns do not count alike."""
+        return self.weighted
 
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """Nearest codes."""
         stats = ColumnStats.flat(w.shape[1]) if hessian is None else column_stats(hessian)
-        importance = stats.h if self.weighted else torch.ones_like(stats.h)
-        prior = fmt.prepare(w, stats)
-        codes, params = [], []
-        for columns in groups(w.shape[1], fmt.group):
-            params.append(fmt.fit(w[:, columns], importance[None, columns], columns_of(prior, columns)))
-            codes.append(fmt.encode(w[:, columns], params[-1], importance[None, columns]))
-        shape = (w.shape[0], w.shape[1])
-        return QTensor(fmt, shape, fmt.pack(torch.cat(codes, dim=1), join(params)))
+        codes, params = rounded(w, fmt, stats, self.weighted)
+        return QTensor(fmt, (w.shape[0], w.shape[1]), fmt.pack(codes, params))
+
+
+def rounded(w: Tensor, fmt: Format, stats: ColumnStats, weighted: bool) -> tuple[Tensor, Params]:
+    """Codes int32 [R, C] and joined parameters; columns count by `stats.h` if `weighted`."""
+    importance = stats.h if weighted else torch.ones_like(stats.h)
+    prior = fmt.prepare(w, stats)
+    codes, params = [], []
+    for columns in groups(w.shape[1], fmt.group):
+        params.append(fmt.fit(w[:, columns], importance[None, columns], columns_of(prior, columns)))
+        codes.append(fmt.encode(w[:, columns], params[-1], importance[None, columns]))
+    return torch.cat(codes, dim=1), join(params)
 
 
 def column_stats(hessian: Hessian) -> ColumnStats:

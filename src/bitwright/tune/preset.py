@@ -62,4 +62,5 @@ def make(
     )
     asked = {"quality": quality, "texts": [str(path) for path in texts]}
     told, learned = carry_out(start, tuning, asked, first, then)
-    return Result(learned.manifest, time.monotonic() - began, told["errors"], tuple(told["unseen"]))
+    left = tuple((kind, name) for kind, name in told["left"])
+    return Result(learned.manifest, time.monotonic() - began, told["errors"], tuple(told["unseen"]), left=left)

@@ -46,7 +46,7 @@ def carry_out(
         if journal.get(QUANTIZED) is None:
             shutil.rmtree(start.out, ignore_errors=True)  # of a run that ended before it could say so
             made = first(start)
-            journal.put(QUANTIZED, {}, {"errors": made.errors, "unseen": made.unseen})
+            journal.put(QUANTIZED, {}, {"errors": made.errors, "unseen": made.unseen, "left": made.left})
         told = journal.notes(QUANTIZED)
     told = ranks.agreed(told)
     learned = then(tuning)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from bitwright.artifact.layout import expert_of
 from bitwright.errors import BadField, Refused, WorkFailed
 from bitwright.groups import per_column
+from bitwright.latent import Moved, TunedWeight, computed
 from bitwright.learning import Learning
 from bitwright.models.skeleton import materialise, skeleton
 from bitwright.protocols import Adaptive, Format
 from bitwright.runtime.install import place
 from bitwright.tune.mixed import MixedLinear
-from bitwright.tune.weight import Moved, TunedWeight, computed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,6 +96,8 @@ class Student:
         owned: Callable[[int], bool] = lambda index: True,
     ) -> None:
         """`owned` says of which weights this process has the latent values; the others are only multiplied by."""
+        if learning.memory and artifact.manifest is not None and artifact.manifest.recipe.spec.get("transforms"):
+            raise Refused("the weights were transformed before they were quantized and have no original: memory=false.")
         self.model = skeleton(source.config)
         self.parameters: dict[str, tuple[nn.Parameter, ...]] = {}  # what each weight computes with
         self.matrices: dict[str, list[Matrix]] = {}  # of those owned; one, or one an expert

@@ -16,9 +16,11 @@ HALVINGS = 6
 
 
 class Moved:
-    """Tensors under Adam, each with a rate relative to its root mean square at the start."""
+    """Tensors under Adam, each with a rate relative to its root mean square at the start; or, if `signed`, under steps
+    of one length along the sign of the gradient (signSGD, arXiv 1802.04434)."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], rates: Mapping[str, float], signed: bool = False) -> None:
+        self.signed = signed
         self.tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
         self.rates = {k: rates[k] * float(v.square().mean().sqrt().clamp(min=1e-8)) for k, v in tensors.items()}
         groups = [{"params": [v], "lr": self.rates[k]} for k, v in self.tensors.items()]
@@ -26,6 +28,10 @@ class Moved:
 
     def step(self, gradients: Mapping[str, Tensor], factor: float) -> None:
         """One update with all rates times `factor`."""
+        if self.signed:
+            for name, tensor in self.tensors.items():
+                tensor.sub_(gradients[name].sign(), alpha=self.rates[name] * factor)
+            return
         for group, (name, tensor) in zip(self.adam.param_groups, self.tensors.items(), strict=True):
             tensor.grad = gradients[name]
             group["lr"] = self.rates[name] * factor
@@ -80,7 +86,7 @@ class TunedWeight:
         self.still = [self.fixed[n] for n in learning.frozen if n in self.fixed and n not in movable]
         moving = {name: self.fixed[name] for name in self.moving}
         rates = dict.fromkeys(moving, learning.parameter_rate) | {"latent": learning.rate}
-        self.moved = Moved({"latent": latent} | moving, rates)
+        self.moved = Moved({"latent": latent} | moving, rates, learning.signed)
         self._refit()
         self.encode()  # where several codes have one value: those that every later encoding gives
 
