@@ -6,21 +6,20 @@ A *group* is a run of input columns that share parameters; the last one may be s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitwright.bits import Bits
+from bitwright.block_task import Refiner, Transform
 from bitwright.groups import Params, per_column
 from bitwright.linalg import Hessian
 from bitwright.mixing import Mixer
 
-A = TypeVar("A")
-B = TypeVar("B")
 Planes = dict[str, Tensor]
 """Stored tensors of one weight by role: "weight" (codes), "scales", "mins", "mask", ..."""
 
@@ -297,53 +296,6 @@ class Solver(Protocol):
 
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """`w` float32 [R, C]; `hessian` of its inputs, None where there are no statistics."""
-        ...
-
-
-class Map(Protocol):
-    """Independent tasks on several threads, results in the order of the items."""
-
-    def __call__(self, task: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
-        """One result an item."""
-        ...
-
-
-@dataclass(frozen=True)
-class BlockTask:
-    """A block with its float weights, and all that a transform may look at. Names are those inside the block."""
-
-    module: nn.Module  # float32
-    waves: tuple[tuple[str, ...], ...]  # linears that receive the very same input, in order of execution
-    formats: Mapping[str, Format]  # of the linears that will be quantized
-    types: Mapping[str, torch.dtype]  # in which every other parameter is stored
-    run: Callable[[Tensor], Tensor]  # the block on hidden states [S, T, D], of calibration batches or of `probe`
-    batches: Sequence[Tensor]  # calibration
-    probe: Tensor  # a few random hidden states, for trials of what changes the output
-    map: Map
-
-
-@runtime_checkable
-class Transform(Protocol):
-    """Changes the parameters of one block so that its function stays the same and its linears quantize better."""
-
-    kind: ClassVar[str]
-
-    def apply(self, task: BlockTask) -> list[str]:
-        """Changes `task.module` in place; returns the linears [names] whose inputs it had to leave as they are."""
-        ...
-
-
-@runtime_checkable
-class Refiner(Protocol):
-    """Improves the packed weights of a block together, on what the whole block puts out."""
-
-    kind: ClassVar[str]
-
-    def refine(
-        self, task: BlockTask, packed: Mapping[str, QTensor], floats: Mapping[str, Tensor], targets: Sequence[Tensor]
-    ) -> dict[str, QTensor]:
-        """`packed` and `floats`: every quantized linear as solved, and before it was; `targets`: outputs of the float
-        block, one [S, T, D] for each of `task.batches`. Leaves the weights it returns in `task.module`."""
         ...
 
 

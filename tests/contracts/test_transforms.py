@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from bitwright.block_task import BlockTask, Transform
 from bitwright.formats.integer import Integer
 from bitwright.models.calls import record_calls
 from bitwright.models.skeleton import materialise, skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
-from bitwright.protocols import BlockTask, Transform
 from bitwright.registry import load, names
 from bitwright.runtime.load import load_float
 from bitwright.spec import from_spec, to_spec

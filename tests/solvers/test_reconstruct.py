@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bitwright.block_task import BlockTask
 from bitwright.errors import BadField
 from bitwright.formats.integer import Integer
-from bitwright.protocols import BlockTask, Format, QTensor
+from bitwright.protocols import Format, QTensor
 from bitwright.registry import load, names
 from bitwright.solvers.reconstruct import LOSSES, Reconstruct
 from bitwright.solvers.rtn import Rtn

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bitwright.block_task import BlockTask
 from bitwright.errors import BadField
 from bitwright.formats.integer import Integer
-from bitwright.protocols import BlockTask
 from bitwright.solvers.rtn import Rtn
 from bitwright.transforms.awq import Awq
 from bitwright.transforms.hadamard import Hadamard

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.artifact.layout import expert_name
+from bitwright.block_task import BlockTask
 from bitwright.calibrate.observe import Gram, expert_grams, expert_hessians, gram, hessian
 from bitwright.calibrate.routing import second_choices
 from bitwright.engine.journal import Journal
@@ -21,7 +22,7 @@ from bitwright.errors import BadInput, WorkFailed
 from bitwright.linalg import Hessian
 from bitwright.models.calls import head_inputs
 from bitwright.models.skeleton import materialise, release
-from bitwright.protocols import BlockTask, Format, QTensor, Solver
+from bitwright.protocols import Format, QTensor, Solver
 from bitwright.solvers.rtn import Rtn
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitwright.protocols import BlockTask, Transform
+from bitwright.block_task import BlockTask, Transform
 
 
 @torch.no_grad()

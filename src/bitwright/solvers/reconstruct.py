@@ -17,10 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from bitwright.block_task import BlockTask
 from bitwright.errors import BadField
 from bitwright.latent import TunedWeight
 from bitwright.learning import Learning
-from bitwright.protocols import Adaptive, BlockTask, QTensor
+from bitwright.protocols import Adaptive, QTensor
 
 STEP = 12**0.5  # of an even grid, in root mean squares of its rounding error
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bitwright.block_task import BlockTask
 from bitwright.calibrate.observe import inputs
-from bitwright.protocols import BlockTask
 
 BASE = 8  # digits of a row's number, tried as exact powers of two
 KEPT = 1e-3  # share of the change of an output that may remain once it is undone: rounding

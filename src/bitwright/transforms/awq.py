@@ -14,11 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bitwright.block_task import BlockTask
 from bitwright.calibrate.observe import Gram, hessian, inputs
 from bitwright.errors import BadField
 from bitwright.groups import per_column
 from bitwright.linalg import Hessian
-from bitwright.protocols import BlockTask, ColumnStats, Format
+from bitwright.protocols import ColumnStats, Format
 from bitwright.solvers.rtn import rounded
 from bitwright.transforms._sites import Site, scale, sites
 

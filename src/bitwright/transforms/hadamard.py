@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bitwright.block_task import BlockTask
 from bitwright.errors import BadField
-from bitwright.protocols import BlockTask
 from bitwright.transforms._sites import Site, rotate, runs, sites, undone
 
 

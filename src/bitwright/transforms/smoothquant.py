@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bitwright.block_task import BlockTask
 from bitwright.calibrate.observe import MASSIVE, inputs
 from bitwright.errors import BadField
-from bitwright.protocols import BlockTask
 from bitwright.transforms._sites import Site, scale, sites
 
 LEAST = 1e-5
