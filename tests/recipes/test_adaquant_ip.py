@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from bitwright.tune.weight import TunedWeight
 
 from bitwright.calibrate.tokens import builtin_text
 from bitwright.engine.job import Job
 from bitwright.engine.run import quantize
 from bitwright.formats.integer import Integer
+from bitwright.latent import TunedWeight
 from bitwright.learning import Learning
 from bitwright.linalg import Hessian
 from bitwright.recipes.adaquant_ip import MENU, TRAINING
