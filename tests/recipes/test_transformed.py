@@ -28,7 +28,8 @@ def divergences(
         expected = load_float(str(stories260k))(windows).logits.log_softmax(-1)
 
     def measured(name: str) -> float:
-        job = Job(model=str(stories260k), out=folder / name, recipe=name, settings=BITS, data=learn, tokens=4096)
+        settings = BITS | ({"refiner.steps": "30"} if name in ("autoround", "omniquant") else {})
+        job = Job(model=str(stories260k), out=folder / name, recipe=name, settings=settings, data=learn, tokens=4096)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("bitwright.engine.run.verified", lambda folder, contents, tensor, manifest: manifest)
             quantize(job)
