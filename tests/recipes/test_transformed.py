@@ -23,13 +23,14 @@ def divergences(
     learn, held = stories
     folder = tmp_path_factory.mktemp("artifacts")
     ids = open_source(str(stories260k)).tokenizer()(held.read_text(encoding="utf-8"))["input_ids"]
-    windows = torch.tensor(ids[: 8 * 256]).view(8, 256)
+    windows = torch.tensor(ids[: 4 * 256]).view(4, 256)
     with torch.inference_mode():
         expected = load_float(str(stories260k))(windows).logits.log_softmax(-1)
 
     def measured(name: str) -> float:
-        settings = BITS | ({"refiner.steps": "30"} if name in ("autoround", "omniquant") else {})
-        job = Job(model=str(stories260k), out=folder / name, recipe=name, settings=settings, data=learn, tokens=4096)
+        settings = BITS | ({"refiner.steps": "20"} if name in ("autoround", "omniquant") else {})
+        text = {"data": learn, "tokens": 2048, "length": 128}
+        job = Job(model=str(stories260k), out=folder / name, recipe=name, settings=settings, **text)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("bitwright.engine.run.verified", lambda folder, contents, tensor, manifest: manifest)
             quantize(job)
@@ -40,6 +41,6 @@ def divergences(
     return {name: measured(name) for name in ("rtn", "awq", "autoround", "omniquant")}
 
 
-@pytest.mark.parametrize(("name", "share"), [("awq", 1.0), ("autoround", 0.7), ("omniquant", 1.0)])
+@pytest.mark.parametrize(("name", "share"), [("awq", 0.9), ("autoround", 0.6), ("omniquant", 0.85)])
 def test_less_is_lost_than_by_rounding(divergences: dict[str, float], name: str, share: float) -> None:
     assert divergences[name] < share * divergences["rtn"]
