@@ -67,7 +67,7 @@ def test_training_moves_norms_and_biases_alone() -> None:
     q = Rtn().solve(torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), Integer(8, 64), None)
     tuned = TunedWeight(q, None, TRAINING)
     for _ in range(3):
-        tuned.update(torch.randn(8, 64), 1.0)
+        tuned.update([torch.randn(8, 64)], 1.0)
         tuned.encode()
     assert all(torch.equal(plane, q.planes[role]) for role, plane in tuned.planes().items())
     assert TRAINING.vector_rate > 0
