@@ -28,7 +28,12 @@ struct Found {
 
   void offer(const Kernels& kernels, bool supported, const char* needs) {
     if (supported) usable.push_back(&kernels);
-    else refused.emplace_back(kernels.name, std::string("this processor lacks ") + needs);
+    else refuse(kernels.name, std::string("this processor lacks ") + needs);
+  }
+
+  // Only levels that would have come before those in use are worth a word.
+  void refuse(const char* name, const std::string& reason) {
+    if (usable.empty()) refused.emplace_back(name, reason);
   }
 
   void offer_arm() {
@@ -53,18 +58,18 @@ struct Found {
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("f16c"),
           "AVX-512 VNNI, VBMI or VBMI2");
 #else
-    refused.emplace_back("avx512-vnni", "the compiler of this build did not know it");
+    refuse("avx512-vnni", "the compiler of this build did not know it");
 #endif
 #ifdef BITWRIGHT_AVXVNNI
     offer(avxvnni::kernels, __builtin_cpu_supports("avxvnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"),
           "AVX-VNNI");
 #else
-    refused.emplace_back("avx-vnni", "the compiler of this build did not know it");
+    refuse("avx-vnni", "the compiler of this build did not know it");
 #endif
 #ifdef BITWRIGHT_AVX2
     offer(avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"), "AVX2 or F16C");
 #else
-    refused.emplace_back("avx2", "the compiler of this build did not know it");
+    refuse("avx2", "the compiler of this build did not know it");
 #endif
   }
 
