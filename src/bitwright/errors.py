@@ -7,6 +7,7 @@ BitwrightError            exit 2, wrong use: what, where and what to do
     BadArtifact           a bitwright folder that is truncated, altered or of another version
   Refused                 the request is clear but cannot be carried out as it stands
     TooFewBits            a method cannot store that little
+    Unreachable           no choice of formats keeps all limits at once
 WorkFailed                exit 1: the work itself went wrong (non-finite values, failed verification)
 Anything else is a bug and shows its traceback.
 """
@@ -55,6 +56,10 @@ class Refused(BitwrightError):
 
 class TooFewBits(Refused):
     """A method cannot store that little."""
+
+
+class Unreachable(Refused):
+    """No choice of formats keeps all limits at once."""
 
 
 class WorkFailed(BitwrightError):

@@ -23,7 +23,7 @@ from bitwright.engine.units import (
     make_units,
     tied,
 )
-from bitwright.errors import Refused
+from bitwright.errors import Unreachable
 from bitwright.protocols import Format, Menu, Recipe
 from bitwright.sensitivity.scores import DIVERGENCES
 from bitwright.sensitivity.table import Table
@@ -96,7 +96,7 @@ def decide(
         if job.target_bytes is None or plan.file_bytes <= job.target_bytes:
             return plan, _decision(score, units, allocation, uniform, rest)
         rest = replace(rest, bytes=rest.bytes + plan.file_bytes - job.target_bytes)
-    raise Refused(f"no choice of formats came out below {job.target_bytes:,} bytes: give a little more.")
+    raise Unreachable(f"no choice of formats came out below {job.target_bytes:,} bytes: give a little more.")
 
 
 def _solve(
@@ -113,12 +113,12 @@ def _solve(
     side = Side()
     if score == UNIFORM:
         if uniform is None:
-            raise Refused(f"{asked(job)} cannot be reached with one format for all blocks: choose another score.")
+            raise Unreachable(f"{asked(job)} cannot be reached with one format for all blocks: choose another score.")
         return uniform, uniform
     if free and score not in DIVERGENCES and job.max_kl is None:
         # Losses of layers and of the embedding have no common unit: it is stored as in the best uniform file.
         if uniform is None:
-            raise Refused(f"no single format fits, which the score {score} starts from: choose another score.")
+            raise Unreachable(f"no single format fits, which the score {score} starts from: choose another score.")
         side = Side(fixed={TABLES: uniform.choice[TABLES]})
     if menu.rank:
         side = replace(side, ties=tied(units.chosen_by, BLOCK))
@@ -130,7 +130,7 @@ def _solve(
         chosen_by = units.told_by if job.max_kl is not None else units.chosen_by
         return best(chosen_by, side, "rank" if menu.rank else "auto"), uniform
     except Infeasible as error:
-        raise Refused(
+        raise Unreachable(
             f"{asked(job)} cannot be reached with the formats of this recipe: {why(job, units, rest, error)}"
         ) from None
 

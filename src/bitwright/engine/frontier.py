@@ -9,7 +9,7 @@ from bitwright.engine.calibration import sensitivities
 from bitwright.engine.job import Job
 from bitwright.engine.plan import Plan, make_plan, smallest_plan
 from bitwright.engine.quantize import Progress
-from bitwright.errors import BadInput, Refused
+from bitwright.errors import BadInput, Unreachable
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
@@ -37,7 +37,7 @@ def frontier(job: Job, points: int, progress: Progress = lambda what, done, of: 
         target = round(least * (most / least) ** (i / (points - 1)))
         try:
             plan = make_plan(job.model_copy(update={"target_bytes": target}), source, structure, table, progress)
-        except Refused:
+        except Unreachable:
             # What a recipe asks beside the size (experts at several widths, say) can need more than the smallest file.
             if i + 1 == points:
                 raise
