@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bitwright.protocols import Format, Menu
+from bitwright.protocols import Format
+from bitwright.recipe import Menu
 from bitwright.registry import load, names
 from bitwright.sensitivity.scores import SCORES
 from bitwright.sensitivity.table import key

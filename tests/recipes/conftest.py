@@ -29,6 +29,18 @@ def stories260k(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def babyllama105(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA of 940,000 weights that spells stories (EN10/BabyLlama), as a model folder."""
+    source = DATA / "models" / "babyllama-tok105"
+    if not source.is_dir():
+        pytest.skip(f"{source} is not here; BITWRIGHT_DATA names the folder of shared data")
+    folder = tmp_path_factory.mktemp("models") / "babyllama"
+    _model(source / "model5000.bin").save_pretrained(folder)
+    _speller(source / "tok105.vocab").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def stories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Stories to learn from, and others to measure on, as .txt files."""
     if not STORIES.is_file():
@@ -99,6 +111,21 @@ def _model(path: Path) -> Any:
     model = LlamaForCausalLM(config)
     model.load_state_dict(state)
     return model
+
+
+def _speller(path: Path) -> Any:
+    """One token a character; spaces and ends of lines are U+2581."""
+    from tokenizers import Regex, Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=pieces[0]))
+    spaces = normalizers.Replace(Regex("[ \\n]"), "\u2581")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(" "), spaces])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=pieces[1], eos_token=pieces[2], unk_token=pieces[0]
+    )
 
 
 def _tokenizer(path: Path) -> Any:

@@ -24,7 +24,8 @@ from bitwright.engine.units import (
     tied,
 )
 from bitwright.errors import Unreachable
-from bitwright.protocols import Format, Menu, Recipe
+from bitwright.protocols import Format
+from bitwright.recipe import Menu, Recipe
 from bitwright.sensitivity.scores import DIVERGENCES
 from bitwright.sensitivity.table import Table
 from bitwright.spec import label

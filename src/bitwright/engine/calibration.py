@@ -18,7 +18,7 @@ from bitwright.errors import Refused
 from bitwright.models.cache import cache_folder
 from bitwright.models.skeleton import skeleton
 from bitwright.models.structure import infer
-from bitwright.protocols import Menu
+from bitwright.recipe import Menu
 from bitwright.sensitivity.scores import EXPERTS, MEASURED
 from bitwright.sensitivity.table import Table
 

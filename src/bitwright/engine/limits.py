@@ -21,7 +21,7 @@ from bitwright.engine.units import (
     stored_bytes,
     tied,
 )
-from bitwright.protocols import Menu
+from bitwright.recipe import Menu
 
 if TYPE_CHECKING:
     from bitwright.artifact.layout import Weight

@@ -18,7 +18,8 @@ from bitwright.engine.job import Job
 from bitwright.engine.speed import Latency, latency
 from bitwright.engine.units import Shapes
 from bitwright.errors import Refused, TooFewBits
-from bitwright.protocols import Adaptive, Format, Menu, PlaneSpec, Recipe
+from bitwright.protocols import Adaptive, Format, PlaneSpec
+from bitwright.recipe import Menu, Recipe
 from bitwright.spec import to_spec
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Any
 from bitwright.artifact.layout import expert_of
 from bitwright.artifact.write import write_text
 from bitwright.errors import BadInput, BitwrightError
-from bitwright.protocols import Format, Recipe
+from bitwright.protocols import Format
+from bitwright.recipe import Recipe
 from bitwright.spec import from_spec, label, to_spec
 
 KEYS = {"formats", "embedding", "weights"}

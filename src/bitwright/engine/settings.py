@@ -10,7 +10,7 @@ from typing import Any, cast
 from bitwright import registry
 from bitwright.engine.job import Job
 from bitwright.errors import BadInput, UnknownName
-from bitwright.protocols import Menu, Recipe, RecipeModule
+from bitwright.recipe import Menu, Recipe, RecipeModule
 from bitwright.sensitivity.scores import EXPERTS, MEASURED
 from bitwright.spec import Spec, build, to_spec
 

@@ -24,7 +24,8 @@ from bitwright.engine.units import Shapes
 from bitwright.engine.workers import cores
 from bitwright.errors import Refused, WorkFailed
 from bitwright.models.cache import cache_folder
-from bitwright.protocols import Format, Menu
+from bitwright.protocols import Format
+from bitwright.recipe import Menu
 from bitwright.runtime import native
 from bitwright.runtime.latency import blank, product_seconds, step_seconds
 from bitwright.runtime.load import assemble

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from bitwright.allocate.choose import Allocation, option_of
 from bitwright.allocate.problem import Option, Unit
 from bitwright.artifact.layout import expert_of
-from bitwright.protocols import Format, Menu
+from bitwright.protocols import Format
+from bitwright.recipe import Menu
 from bitwright.sensitivity.scores import DIVERGENCES, losses
 from bitwright.sensitivity.table import Table, key
 from bitwright.spec import label

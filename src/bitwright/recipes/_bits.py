@@ -12,7 +12,8 @@ from bitwright.formats.integer import Integer
 from bitwright.formats.mixture import Mixture
 from bitwright.formats.residual import MOST, Residual
 from bitwright.formats.zoned import Zoned
-from bitwright.protocols import Elastic, Format, Recipe
+from bitwright.protocols import Elastic, Format
+from bitwright.recipe import Recipe
 from bitwright.solvers.gptq import Gptq
 
 WIDTHS = (2, 3, 4, 5, 6, 8)

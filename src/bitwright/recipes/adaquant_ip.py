@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.learning import Learning
-from bitwright.protocols import Menu, Recipe
+from bitwright.recipe import Menu, Recipe
 from bitwright.recipes._bits import HEAD, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.recipes.gptq import caution

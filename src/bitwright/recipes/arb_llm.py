@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.formats.residual import Residual
-from bitwright.protocols import Menu, Recipe
+from bitwright.recipe import Menu, Recipe
 from bitwright.recipes._bits import TABLES
 from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent

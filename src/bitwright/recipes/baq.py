@@ -7,7 +7,7 @@ them, as packed columns of different widths would not run fast. Stored bits a we
 from __future__ import annotations
 
 from bitwright.formats.integer import Integer
-from bitwright.protocols import Menu, Recipe
+from bitwright.recipe import Menu, Recipe
 from bitwright.recipes._bits import HEAD, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.recipes.gptq import caution

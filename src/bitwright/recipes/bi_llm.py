@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.formats.zoned import Zoned
-from bitwright.protocols import Recipe
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.gptq import Gptq
 

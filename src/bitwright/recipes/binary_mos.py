@@ -12,7 +12,7 @@ from bitwright.formats.integer import Integer
 from bitwright.formats.mixture import Mixture
 from bitwright.formats.residual import Residual
 from bitwright.learning import Learning
-from bitwright.protocols import Recipe
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent
 

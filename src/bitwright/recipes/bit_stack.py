@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.formats.stack import MOST, TERMS, Stack
-from bitwright.protocols import Recipe
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import Shapes, blocks_at
 from bitwright.solvers.successive import Successive
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from bitwright.formats.integer import Integer
 from bitwright.formats.nested import Nested
-from bitwright.protocols import Elastic, Recipe
+from bitwright.protocols import Elastic
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import Shapes, blocks_at
 from bitwright.solvers.gptq import Gptq
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
 from bitwright.formats.ternary import Ternary
-from bitwright.protocols import Menu, Recipe
+from bitwright.recipe import Menu, Recipe
 from bitwright.recipes._bits import HEAD, INTEGERS, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.solvers.gptq import Gptq

@@ -8,7 +8,7 @@ is not part of it. Stored bits a weight: width + 16 / columns.
 from __future__ import annotations
 
 from bitwright.formats.integer import Integer
-from bitwright.protocols import Menu, Recipe
+from bitwright.recipe import Menu, Recipe
 from bitwright.recipes._bits import HEAD, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.recipes.gptq import caution

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
-from bitwright.protocols import Menu, Recipe
+from bitwright.recipe import Menu, Recipe
 from bitwright.recipes._bits import HEAD, Shapes, integer_at
 from bitwright.recipes.gptq import caution
 from bitwright.solvers.gptq import Gptq

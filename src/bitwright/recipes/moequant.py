@@ -9,7 +9,7 @@ One scale a row, as there; without its rotation. Without experts it is GPTQ. Sto
 from __future__ import annotations
 
 from bitwright.formats.integer import Integer
-from bitwright.protocols import Menu, Recipe
+from bitwright.recipe import Menu, Recipe
 from bitwright.recipes._bits import HEAD, INTEGERS, TABLES
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.recipes.gptq import caution

@@ -8,7 +8,7 @@ Stored bits a weight: width + 32 / group.
 from __future__ import annotations
 
 from bitwright.formats.integer import Integer
-from bitwright.protocols import Recipe
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.recipes.gptq import caution
 from bitwright.solvers.reconstruct import Reconstruct

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bitwright.formats.integer import Integer
 from bitwright.formats.residual import Residual
 from bitwright.learning import Learning
-from bitwright.protocols import Recipe
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent
 

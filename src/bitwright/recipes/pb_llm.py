@@ -14,7 +14,7 @@ from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
 from bitwright.learning import Learning
 from bitwright.partitions.salience import Salience
-from bitwright.protocols import Recipe
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import Shapes, largest_share
 from bitwright.solvers.gptq import Gptq
 

@@ -15,7 +15,7 @@ from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
 from bitwright.formats.residual import Residual
 from bitwright.partitions.columns import Columns
-from bitwright.protocols import Recipe
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import Shapes, largest_share
 from bitwright.solvers.descent import Descent
 

@@ -8,7 +8,7 @@ Stored bits a weight: 8 + 16 / columns.
 from __future__ import annotations
 
 from bitwright.formats.integer import Integer
-from bitwright.protocols import Recipe
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import integer_at as at_bits
 from bitwright.recipes.rtn import caution
 from bitwright.solvers.rtn import Rtn

@@ -15,7 +15,7 @@ from bitwright.errors import Refused, TooFewBits
 from bitwright.formats.integer import Integer
 from bitwright.formats.residual import Residual
 from bitwright.formats.structured import Structured
-from bitwright.protocols import Recipe
+from bitwright.recipe import Recipe
 from bitwright.recipes._bits import Shapes, stored_bits
 from bitwright.solvers.descent import Descent
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from bitwright.errors import Refused, TooFewBits
 from bitwright.formats.integer import Integer
 from bitwright.formats.trellis import PER_WORD, Trellis
-from bitwright.protocols import Menu, Recipe
+from bitwright.recipe import Menu, Recipe
 from bitwright.recipes._bits import HEAD, TABLES, Shapes, stored_bits
 from bitwright.solvers.gptq import Gptq
 
