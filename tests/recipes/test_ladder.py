@@ -97,7 +97,7 @@ def test_the_order_of_recipes_without_training(
     assert found["binary-mos"] == found["onebit"]  # experts part in training only
 
 
-@pytest.mark.parametrize("recipe", ("db-llm", "onebit", "binary-mos"))
+@pytest.mark.parametrize("recipe", ["db-llm", "onebit", "binary-mos"])
 def test_training_gives_back(
     recipe: str,
     ladder: tuple[Path, Ladder],
