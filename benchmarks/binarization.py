@@ -1,7 +1,7 @@
 """SmolLM2 by the recipes that binarize, at their natural settings and at equal bits; writes docs/binarization.md.
 
-Each row quantizes, measures perplexity and KL divergence, and generates 200 tokens for the speed. Finished rows are
-kept in FOLDER/results.json and not done again; the page is written anew after each. Run:
+Each row quantizes; then all are measured together: perplexity, KL divergence, tokens a second. Finished rows are kept
+in FOLDER/results.json and not done again. Run:
 
     python benchmarks/binarization.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER PAGE.md [ROW ...]
 """
@@ -9,6 +9,7 @@ kept in FOLDER/results.json and not done again; the page is written anew after e
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -75,17 +76,25 @@ python benchmarks/binarization.py C4.jsonl.gz wiki.test.raw FOLDER docs/binariza
 MACHINE, DATE = "2 cores of a Zen 4 server", "2026-11-22"
 
 
-def row(name: str, calibration: str, text: str, folder: Path) -> dict[str, Any]:
-    """One model made and measured."""
+def make(name: str, calibration: str, folder: Path) -> dict[str, Any]:
+    """One model, and how long it took."""
     recipe, options, _ = ROWS[name]
-    out = folder / "".join(c if c.isalnum() else "-" for c in name)
+    out = place(name, folder)
+    shutil.rmtree(out, ignore_errors=True)  # of a run that ended before it could note the time
     start = time.monotonic()
-    if not out.exists():
-        bitwright("quantize", MODEL, "--recipe", recipe, *options, "--data", calibration, "--tokens", TOKENS, "-o", out)
-    seconds = time.monotonic() - start
-    measured = bitwright("evaluate", out, "--text", text, "--windows", WINDOWS)
-    spoken = bitwright("generate", out, "--prompt", "Once upon a time", "--max-tokens", 200)
-    return {"seconds": seconds, "measured": measured, "tokens_per_second": spoken["tokens_per_second"]}
+    bitwright("quantize", MODEL, "--recipe", recipe, *options, "--data", calibration, "--tokens", TOKENS, "-o", out)
+    return {"seconds": time.monotonic() - start}
+
+
+def measure(names: list[str], text: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Several models in one run: the float model reads the text once for all of them."""
+    outs = [place(name, folder) for name in names]
+    _, *told = bitwright("compare", MODEL, *outs, "--text", text, "--windows", WINDOWS)["models"]
+    return dict(zip(names, told, strict=True))
+
+
+def place(name: str, folder: Path) -> Path:
+    return folder / "".join(c if c.isalnum() else "-" for c in name)
 
 
 def page(found: dict[str, Any]) -> str:
@@ -95,7 +104,7 @@ def page(found: dict[str, Any]) -> str:
         r, m = found[name], found[name]["measured"]
         lines.append(
             f"| {name} | {m['stored_bits_per_weight']:.2f} | {ROWS[name][2]} | {m['file_bytes'] / 1e6:.1f} "
-            f"| {m['perplexity']:.1f} | {m['kl_mean']:.2f} | {r['tokens_per_second']:.0f} | {r['seconds']:.0f} |"
+            f"| {m['perplexity']:.1f} | {m['kl_mean']:.2f} | {m['tokens_per_second']:.0f} | {r['seconds']:.0f} |"
         )
     head = HEAD.format(
         table="29",
@@ -110,20 +119,25 @@ def page(found: dict[str, Any]) -> str:
 
 
 def main(calibration: str, text: str, folder: str, to: str, *wanted: str) -> None:
-    """All rows that are not there yet, with a line for each."""
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    results = place / "results.json"
+    """All rows that are not there yet, with a line for each: made one by one, then measured together."""
+    home = Path(folder)
+    home.mkdir(parents=True, exist_ok=True)
+    results = home / "results.json"
     found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     for name in wanted or ROWS:
         if name not in found:
             try:
-                found[name] = row(name, calibration, text, place)
+                found[name] = make(name, calibration, home)
             except subprocess.CalledProcessError as error:
                 print(f"{name}: command failed with exit code {error.returncode}", file=sys.stderr, flush=True)
                 continue
             results.write_text(json.dumps(found, indent=1))
-            Path(to).write_text(page(found))
+    if new := [name for name in found if "measured" not in found[name]]:
+        for name, row in measure(new, text, home).items():
+            found[name]["measured"] = row
+        results.write_text(json.dumps(found, indent=1))
+    Path(to).write_text(page(found))
+    for name in wanted or found:
         m = found[name]["measured"]
         print(f"{name}: {m['stored_bits_per_weight']:.3f} bits, perplexity {m['perplexity']:.2f}", flush=True)
 
