@@ -24,6 +24,7 @@ HEAD = """# Bits where they matter: measured
 SmolLM2-135M at equal size of the weight files: one format for all blocks (`uniform`) against every score of the
 allocator ([what they are](allocation.md#scores)). Same solver, calibration text and protocol in every row:
 {protocol}.
+Whole blocks at 4 or 2 bits (`lim`, `zd`) cannot be put into 38 MB: the smallest file of that recipe has 42.2 MB.
 Made by `python benchmarks/allocation.py C4.jsonl.gz wiki.test.raw FOLDER` on 2 cores of a Zen 4 server, 2026-11-22;
 this page by `python benchmarks/allocation_page.py FOLDER/results.json docs/allocation-results.md`.
 """
