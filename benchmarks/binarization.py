@@ -113,7 +113,7 @@ def page(found: dict[str, Any]) -> str:
         tokens=TOKENS,
         machine=MACHINE,
         date=DATE,
-        busy=" on a busy machine",
+        busy=" with one thread, another `quantize` on the other core",
     )
     return head + "\n".join(lines) + "\n"
 
