@@ -113,7 +113,7 @@ def page(found: dict[str, Any]) -> str:
         tokens=TOKENS,
         machine=MACHINE,
         date=DATE,
-        busy=" with one thread, another `quantize` on the other core",
+        busy=" on cores that did other work as well",
     )
     return head + "\n".join(lines) + "\n"
 
