@@ -137,7 +137,7 @@ def main(calibration: str, text: str, folder: str, to: str, *wanted: str) -> Non
             found[name]["measured"] = row
         results.write_text(json.dumps(found, indent=1))
     Path(to).write_text(page(found))
-    for name in wanted or found:
+    for name in (n for n in wanted or ROWS if n in found):
         m = found[name]["measured"]
         print(f"{name}: {m['stored_bits_per_weight']:.3f} bits, perplexity {m['perplexity']:.2f}", flush=True)
 

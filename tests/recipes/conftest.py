@@ -19,25 +19,15 @@ STORIES = DATA / "text" / "tinystories" / "tinystories_v2_10k_lines.txt.gz"
 @pytest.fixture(scope="session")
 def stories260k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaMA of 260,000 weights that tells stories (A. Karpathy), as a model folder."""
-    source = DATA / "models" / "stories260K"
-    if not source.is_dir():
-        pytest.skip(f"{source} is not here; BITWRIGHT_DATA names the folder of shared data")
-    folder = tmp_path_factory.mktemp("models") / "stories260K"
-    _model(source / "stories260K.bin").save_pretrained(folder)
-    _tokenizer(source / "tok512.bin").save_pretrained(folder)
-    return folder
+    source = _present("stories260K")
+    return _saved(source / "stories260K.bin", _tokenizer(source / "tok512.bin"), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def babyllama105(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaMA of 940,000 weights that spells stories (EN10/BabyLlama), as a model folder."""
-    source = DATA / "models" / "babyllama-tok105"
-    if not source.is_dir():
-        pytest.skip(f"{source} is not here; BITWRIGHT_DATA names the folder of shared data")
-    folder = tmp_path_factory.mktemp("models") / "babyllama"
-    _model(source / "model5000.bin").save_pretrained(folder)
-    _speller(source / "tok105.vocab").save_pretrained(folder)
-    return folder
+    source = _present("babyllama-tok105")
+    return _saved(source / "model5000.bin", _speller(source / "tok105.vocab"), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -56,9 +46,9 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def babyllama() -> tuple[Any, torch.Tensor, torch.Tensor]:
     """A LLaMA of 940,000 weights that spells stories (EN10/BabyLlama), and int64 [S, 256] to learn and measure on."""
-    source = DATA / "models" / "babyllama-tok105"
-    if not source.is_dir() or not STORIES.is_file():
-        pytest.skip(f"{source} is not here; BITWRIGHT_DATA names the folder of shared data")
+    source = _present("babyllama-tok105")
+    if not STORIES.is_file():
+        pytest.skip(f"{STORIES} is not here; BITWRIGHT_DATA names the folder of shared data")
     lines = (source / "tok105.vocab").read_text(encoding="utf-8").splitlines()
     vocabulary = {line.split("\t")[0]: i for i, line in enumerate(lines)}
     with gzip.open(STORIES, "rt", encoding="utf-8") as file:
@@ -70,6 +60,22 @@ def babyllama() -> tuple[Any, torch.Tensor, torch.Tensor]:
 
     model = _model(source / "model5000.bin").eval().requires_grad_(False)
     return model, rows(told[100:])[:40], rows(told[:60])[:16]
+
+
+def _present(name: str) -> Path:
+    """The folder of a model; the test is skipped where it is not."""
+    source = DATA / "models" / name
+    if not source.is_dir():
+        pytest.skip(f"{source} is not here; BITWRIGHT_DATA names the folder of shared data")
+    return source
+
+
+def _saved(weights: Path, tokenizer: Any, factory: pytest.TempPathFactory) -> Path:
+    """A model folder."""
+    folder = factory.mktemp("models") / weights.stem
+    _model(weights).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def _model(path: Path) -> Any:
