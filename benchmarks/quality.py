@@ -41,6 +41,7 @@ class Row(NamedTuple):
     options: tuple[str, ...] = ()  # of quantize
     steps: int = 0  # of tuning
     model: str = "smollm2"
+    learning: tuple[tuple[str, float], ...] = ()  # what tuning does otherwise than the presets
 
 
 UNIFORM = ("--score", "uniform")
@@ -48,7 +49,7 @@ LLAMA = {4.25: 22.05, 3.44: 28.27, 3.06: 35.79, 2.63: 65.1, 2.56: 105.8, 2.06: 6
 ROWS: dict[str, Row] = {
     **{f"{bits} fast": Row("trellis", bits) for bits in (2.06, 3.06, 2.56, 1.75, 4.25)},
     **{f"{bits} default": Row("trellis", bits, steps=STEPS) for bits in (2.06, 3.06, 2.56, 1.75)},
-    "2.06 long": Row("trellis", 2.06, steps=4 * STEPS),
+    "2.06 long": Row("trellis", 2.06, steps=6 * STEPS),
     **{f"{size} default": Row("trellis", size, steps=STEPS) for size in ("45MB", "38MB", "32MB")},
     **{f"Gemma {bits} fast": Row("trellis", bits, model=GEMMA) for bits in (2.06, 3.06)},
     **{f"Gemma {bits} default": Row("trellis", bits, steps=STEPS, model=GEMMA) for bits in (2.06, 3.06)},
@@ -59,6 +60,7 @@ for bits in (2.06, 3.06):
     ROWS[f"{bits} without propagation"] = Row("trellis", bits, ("--set", "propagate=false"))
     ROWS[f"{bits} without allocation, tuned"] = Row("trellis", bits, UNIFORM, STEPS)
     ROWS[f"{bits} without trellis, tuned"] = Row("gptq", bits, steps=STEPS)
+    ROWS[f"{bits} without hidden states, tuned"] = Row("trellis", bits, steps=STEPS, learning=(("hidden", 0.0),))
 
 
 def split(c4: Path, folder: Path) -> tuple[Path, Path]:
@@ -84,7 +86,7 @@ def articles(more: Path, folder: Path) -> Path:
 
 def make(name: str, row: Row, learned: Path, more: Path, folder: Path) -> tuple[Path, dict[str, float]]:
     """The folder of a row, and the seconds of what was made now."""
-    recipe, target, options, steps, model = row
+    recipe, target, options, steps, model, learning = row
     lead = "" if model == "smollm2" else f"{model}-"
     base = folder / f"{lead}{recipe}-{target}-{'-'.join(options).replace('--', '').replace('=', '-')}".rstrip("-")
     seconds: dict[str, float] = {}
@@ -96,10 +98,11 @@ def make(name: str, row: Row, learned: Path, more: Path, folder: Path) -> tuple[
         seconds["quantize"] = time.monotonic() - start
     if not steps:
         return base, seconds
-    tuned = Path(f"{base}-{steps}")
+    tuned = Path("-".join((f"{base}-{steps}", *(f"{key}-{value}" for key, value in learning))))
     if not tuned.exists():
         start = time.monotonic()
-        rates = [f"--set={key}={json.dumps(value)}" for key, value in SETTINGS.items()] if recipe == "trellis" else []
+        settings = (SETTINGS if recipe == "trellis" else {}) | dict(learning)
+        rates = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
         bitwright("tune", base, "--data", learned, "--data", more, "--steps", steps, *rates, "-o", tuned)
         seconds["tune"] = time.monotonic() - start
     return tuned, seconds

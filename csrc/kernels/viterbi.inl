@@ -10,7 +10,7 @@ using RowBytes = uint8_t __attribute__((vector_size(kRowsAtOnce)));
 
 constexpr int kSurvivors = kStates / 2;
 constexpr int kSeam = 32;  // columns on each side of a word's seam by which its overlap is chosen
-constexpr int kRounds = 3;  // of choosing it where columns are compensated
+constexpr int kRounds = 2;  // of choosing it where columns are compensated
 
 struct Survivors {
   RowFloats cost[kSurvivors];
