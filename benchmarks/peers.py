@@ -1,11 +1,11 @@
 """SmolLM2 quantized by other packages, measured like ours: their weights, decoded, as a float folder.
 
-Needs `pip install hqq` and `pip install auto-round` in the environment. Their packed sizes are counted from what they
+Needs `pip install hqq`, `auto-round` or `gptqmodel` in the environment. Their packed sizes are counted from what they
 keep: codes, and 16-bit scales and zeros a group of 64. Finished rows are kept in FOLDER/results.json. Run:
 
     python benchmarks/peers.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER PEER:BITS ...
 
-PEER:BITS is hqq:4 or auto-round:2, say.
+PEER:BITS is hqq:4, auto-round:2 or gptqmodel:3, say.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from command import bitwright
 
 from bitwright.calibrate import tokens
+from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
 from bitwright.runtime.load import load_float
@@ -36,7 +38,7 @@ def hqq(model: Any, bits: int, calibration: Path) -> Any:
     """Half-quadratic quantization of every block linear; no calibration."""
     from hqq.core.quantize import Quantizer
 
-    for block in infer(model).blocks:
+    for block in infer(skeleton(model.config)).blocks:
         for name in block.linears:
             linear = model.get_submodule(f"{block.path}.{name}")
             w = linear.weight.data.float()
@@ -72,7 +74,29 @@ def auto_round(model: Any, bits: int, calibration: Path) -> Any:
     return quantized
 
 
-PEERS: dict[str, Callable[[Any, int, Path], Any]] = {"hqq": hqq, "auto-round": auto_round}
+def gptqmodel(model: Any, bits: int, calibration: Path) -> Any:
+    """GPTQ, saved packed and read back."""
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+
+    source = open_source(MODEL)
+    ids = tokens.windows(source.tokenizer(), tokens.read_text(calibration), LENGTH, SEQUENCES, 0)
+    rows = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids]
+    with TemporaryDirectory() as place:
+        plain, packed = f"{place}/float", f"{place}/packed"
+        model.save_pretrained(plain)
+        source.save_companions(Path(plain))
+        maker = GPTQModel.load(plain, QuantizeConfig(bits=bits, group_size=GROUP, device="cpu"))
+        maker.quantize(rows, batch_size=1, backend=BACKEND.TORCH)
+        maker.save(packed)
+        found = GPTQModel.load(packed, backend=BACKEND.TORCH, device="cpu")
+        for name, module in found.model.named_modules():
+            if hasattr(module, "dequantize_weight"):
+                linear = model.get_submodule(name)
+                linear.weight.data = module.dequantize_weight().t().to(linear.weight.dtype).contiguous()
+    return model
+
+
+PEERS: dict[str, Callable[[Any, int, Path], Any]] = {"hqq": hqq, "auto-round": auto_round, "gptqmodel": gptqmodel}
 
 
 def row(peer: str, bits: int, calibration: Path, text: Path, folder: Path) -> dict[str, Any]:
