@@ -5,7 +5,7 @@
 // tiles at once, which share the broadcasts of the activations, are faster.
 template <class Dot> constexpr int kTilesAtOnce = 1;
 template <class P, int N> constexpr int kTilesAtOnce<DotTrellis<P, N>> = 2;
-constexpr size_t kAhead = 4096;  // bytes from what is read to what is fetched
+constexpr size_t kAhead = 8192;  // bytes from what is read to what is fetched
 
 // f[i] of N neighbouring tiles gets all groups of a term added.
 template <class P, class Dot, int N>
