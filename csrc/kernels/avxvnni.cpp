@@ -1,4 +1,4 @@
-// AVX-VNNI (Alder Lake, Zen 5 and later): vpdpbusd on 256-bit registers. Built and checked for its types, never measured.
+// AVX-VNNI (Alder Lake, Zen 5 and later): vpdpbusd on 256-bit registers.
 #include <immintrin.h>
 
 #include <cstring>

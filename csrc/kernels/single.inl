@@ -56,6 +56,7 @@ template <class P, class Dot> void multiply_dense(const MatrixView& m, const Act
 
 // Of a bitmap. Its index is a plane of one bit, whose product is the sum of the selected activations.
 template <class P> struct DotBitmap {
+  static constexpr int columns = 32;
   V<P> a[4] = {P::zero(), P::zero(), P::zero(), P::zero()};
   typename P::template Dot<1> selected;
 
@@ -74,6 +75,7 @@ template <class P> struct DotBitmap {
 };
 
 template <class P, int Block> struct DotBlocks {
+  static constexpr int columns = Block;
   V<P> a = P::zero(), ones = P::zero();
 
   void add(const uint8_t* index, const uint8_t* values, const int8_t* q, Cursor&) {
@@ -85,20 +87,27 @@ template <class P, int Block> struct DotBlocks {
   V<P> sum() const { return ones; }
 };
 
+// `at` is put back where groups share a unit.
 template <class P, class Dot>
 inline void add_sparse(const MatrixView& m, const Term& t, const Activations& x, int tile, Cursor at, F<P>* f) {
+  const int *first = m.runs[t.runs].first, *start = m.runs[t.runs].start;
+  const float* scale_x = x.scale[t.runs];
   const uint8_t* codes = t.codes + size_t(tile) * t.units * kVector;
   const uint8_t* values = t.values + size_t(tile) * t.units * kVector;
-  const int columns = m.runs[t.runs].unit;
+  const int8_t* q = x.codes[t.runs];
   F<P> scale, min;
   Affine(t, tile).at<P>(0, 0, scale, min);  // one of a row
   for (int g = 0; g < m.groups; g++) {
     Dot dot;
-    each_unit(m, t, g, at, [&](int run, int unit) {
-      dot.add(codes + size_t(unit) * kVector, values + size_t(unit) * kVector, x.codes[t.runs] + size_t(run) * columns, at);
-    });
+    Cursor before = at;
+    size_t unit = size_t(first[g]) * kVector;
+    for (int n = start[g + 1] - start[g]; n; n--, unit += kVector, q += Dot::columns) {
+      before = at;
+      dot.add(codes + unit, values + unit, q, at);
+    }
+    if (g + 1 < m.groups && size_t(first[g + 1]) * kVector < unit) at = before;
     const F<P> part = affine<P>(scale, min, dot.total(), P::to_float(dot.sum()));
-    *f = P::sum(*f, P::mul(P::all(x.scale[t.runs][g]), part));
+    *f = P::sum(*f, P::mul(P::all(scale_x[g]), part));
   }
 }
 
