@@ -23,7 +23,8 @@ def compare(folder: Path, text: Path, windows: int) -> dict[str, Any]:
     protocol, chosen = prepare(read_tokenizer(folder), load_text(text), limit=windows)
     int8, exact = (open_generator(artifact, kind).module for kind in ("int8", "float"))
     found = evaluate(int8, chosen, protocol, reference=exact)
-    assert found.reference is not None and found.divergence is not None
+    assert found.reference is not None
+    assert found.divergence is not None
     difference, error = perplexity_difference(found.nll_by_window, found.reference.nll_by_window)
     return {
         "model": folder.name,
@@ -50,11 +51,9 @@ def main() -> None:
         row = compare(folder, options.text, options.windows)
         rows.append(row)
         cost, error = (100 * row[name] / row["float"] for name in ("difference", "error"))
-        print(
-            f"| {row['model']} | {row['float']:.3f} | {row['int8']:.3f} | {cost:+.2f} ± {error:.2f} % | {row['kl']:.5f} "
-            f"| {row['seconds'][1]:.0f} / {row['seconds'][0]:.0f} |",
-            flush=True,
-        )
+        of_int8, of_float = row["seconds"]
+        print(f"| {row['model']} | {row['float']:.3f} | {row['int8']:.3f} ", end="")
+        print(f"| {cost:+.2f} ± {error:.2f} % | {row['kl']:.5f} | {of_float:.0f} / {of_int8:.0f} |", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 
