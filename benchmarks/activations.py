@@ -1,4 +1,4 @@
-"""What int8 activations cost: perplexity of packed models with int8 and with float activations, and seconds of a run.
+"""What int8 activations cost: packed models with int8 and with float activations on the same windows.
 
 python benchmarks/activations.py TEXT FOLDER [FOLDER ...] [--windows 10] [--json FILE]
 """
@@ -8,10 +8,33 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-from command import bitwright
+from bitwright.artifact.read import open_artifact
+from bitwright.evaluate.metrics import perplexity_difference
+from bitwright.evaluate.protocol import load_text, prepare
+from bitwright.evaluate.run import evaluate
+from bitwright.models.folder import read_tokenizer
+from bitwright.runtime.generate import open_generator
+
+
+def compare(folder: Path, text: Path, windows: int) -> dict[str, Any]:
+    artifact = open_artifact(folder)
+    protocol, chosen = prepare(read_tokenizer(folder), load_text(text), limit=windows)
+    int8, exact = (open_generator(artifact, kind).module for kind in ("int8", "float"))
+    found = evaluate(int8, chosen, protocol, reference=exact)
+    assert found.reference is not None
+    assert found.divergence is not None
+    difference, error = perplexity_difference(found.nll_by_window, found.reference.nll_by_window)
+    return {
+        "model": folder.name,
+        "int8": found.totals.perplexity,
+        "float": found.reference.totals.perplexity,
+        "difference": difference,
+        "error": error or 0.0,
+        "kl": found.divergence.kl_mean,
+        "seconds": [found.seconds, found.reference.seconds],
+    }
 
 
 def main() -> None:
@@ -22,22 +45,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    print("| model | stored bits | int8 | float | int8 costs | seconds, int8 | float |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print("| model | float | int8 | int8 costs | KL | seconds, float / int8 |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for folder in options.folders:
-        row: dict[str, Any] = {"model": folder.name}
-        for kind in ("int8", "float"):
-            start = perf_counter()
-            limits = ("--windows", options.windows, "--activations", kind)
-            told = bitwright("evaluate", folder, "--text", options.text, *limits)
-            row[kind], row[f"{kind}_seconds"] = told["perplexity"], perf_counter() - start
-            row["bits"] = told["stored_bits_per_weight"]
+        row = compare(folder, options.text, options.windows)
         rows.append(row)
-        cost = row["int8"] / row["float"] - 1
-        seconds = f"{row['int8_seconds']:.0f} | {row['float_seconds']:.0f}"
-        print(
-            f"| {row['model']} | {row['bits']:.2f} | {row['int8']:.3f} | {row['float']:.3f} | {cost:+.2%} | {seconds} |"
-        )
+        cost, error = (100 * row[name] / row["float"] for name in ("difference", "error"))
+        of_int8, of_float = row["seconds"]
+        print(f"| {row['model']} | {row['float']:.3f} | {row['int8']:.3f} ", end="")
+        print(f"| {cost:+.2f} ± {error:.2f} % | {row['kl']:.5f} | {of_float:.0f} / {of_int8:.0f} |", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -8,6 +8,8 @@
 namespace bitwright {
 namespace {
 
+constexpr size_t kWidestUnit = 128;  // columns of any run kind's units
+
 constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 size_t run_bytes(const MatrixView& m, int kind, int tokens) {
@@ -23,6 +25,10 @@ int first_alike(const MatrixView& m, int kind) {
 
 // Codes of one run kind from rows [tokens][row], whose bytes past the last column are zero.
 void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t row, int tokens, int8_t* out) {
+  if (tokens == 1 && m.group % runs.unit == 0) {
+    std::memcpy(out, rows, size_t(runs.start[m.groups]) * runs.unit);
+    return;
+  }
   for (int g = 0; g < m.groups; g++) {
     const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(row);
     const int units = runs.start[g + 1] - runs.start[g];
@@ -68,15 +74,16 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
   static thread_local size_t capacity = 0;
   const Activations& block = blocks_[b];
   const int tokens = block.tokens;
-  const size_t row = round_up(size_t(m.columns), kVector);
+  const size_t row = round_up(size_t(m.columns), kVector) + kWidestUnit;
   if (capacity < row * tokens) rows = allocate<int8_t>(capacity = row * tokens);
   static thread_local std::vector<float> scaled;
   scaled.resize(m.columns);
   for (int kind = 0; kind < m.run_kinds; kind++) {
     if (first_alike(m, kind) != kind) continue;
     const float* inputs = m.runs[kind].inputs;
-    std::memset(rows.get(), 0, row * tokens);
     for (int t = 0; t < tokens; t++) {
+      std::memset(rows.get() + t * row + m.columns, 0, row - m.columns);
+      if (t >= block.used) std::memset(rows.get() + t * row, 0, m.columns);
       const float* source = x + size_t(b * level.tokens + t) * stride;
       if (inputs && t < block.used) {
         for (int k = 0; k < m.columns; k++) scaled[k] = source[k] * inputs[k];

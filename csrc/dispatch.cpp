@@ -55,8 +55,9 @@ struct Found {
 #ifdef BITWRIGHT_AVX512
     offer(avx512::kernels,
           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("f16c"),
-          "AVX-512 VNNI, VBMI or VBMI2");
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("gfni") &&
+              __builtin_cpu_supports("f16c"),
+          "AVX-512 VNNI, VBMI, VBMI2 or GFNI");
 #else
     refuse("avx512-vnni", "the compiler of this build did not know it");
 #endif

@@ -149,18 +149,16 @@ void Matrix::add_bitmap(const TermSource& source, Term& t) {
   }
   require(source.values.bytes >= (size_t(t.starts[m.tiles]) * t.bits + 7) / 8, "values is shorter than starts says");
   t.values = hold(source.values);
-  keep_tail(t, source.values.bytes);
+  if (t.bits == 8) keep_tail(t, source.values.bytes);
 }
 
 // The widest read takes 64 bytes from the first value it needs; tiles that would read past the end get a padded copy.
 void Matrix::keep_tail(Term& t, size_t value_bytes) {
-  const auto byte = [&](int tile) { return size_t(t.starts[tile]) * t.bits / 8; };
   int tile = view_.tiles;
-  while (tile > 0 && byte(tile) + kVector > value_bytes) tile--;
-  t.tail_tile = tile, t.tail_start = t.starts[tile] & ~1;
-  const size_t from = size_t(t.tail_start) * t.bits / 8;
-  uint8_t* copy = own<uint8_t>(value_bytes - from + 2 * kVector);
-  std::memcpy(copy, t.values + from, value_bytes - from);
+  while (tile > 0 && size_t(t.starts[tile]) + kVector > value_bytes) tile--;
+  t.tail_tile = tile, t.tail_start = t.starts[tile];
+  uint8_t* copy = own<uint8_t>(value_bytes - t.tail_start + 2 * kVector);
+  std::memcpy(copy, t.values + t.tail_start, value_bytes - t.tail_start);
   t.tail = copy;
 }
 
@@ -207,7 +205,7 @@ void Matrix::bitmap_of_offsets(const TermSource& source, Term& t) {
   require(written == total, "the index names a column twice");
   t.codes = index, t.values = values, t.starts = starts;
   bytes_ += total * t.bits / 8 + size_t(m.tiles) * t.units * kVector;
-  keep_tail(t, (total * t.bits + 7) / 8);
+  if (t.bits == 8) keep_tail(t, total);
 }
 
 const float* Matrix::inputs_of(const Array& a) {
@@ -241,6 +239,7 @@ int Matrix::runs_of(int unit, const float* inputs) {
   return m.run_kinds++;
 }
 
+// Terms use it one after the other.
 void Matrix::place_scratch() {
   MatrixView& m = view_;
   for (int i = 0; i < m.terms; i++) {
@@ -250,8 +249,11 @@ void Matrix::place_scratch() {
     for (int g = 0; g < m.groups; g += m.stretch)
       units = std::max(units, runs.start[std::min(g + m.stretch, m.groups)] - runs.start[g]);
     t.plane = size_t(units) * runs.unit * kLanes;
-    t.scratch = m.scratch;
-    m.scratch += t.plane * (t.values ? 2 : 1);
+    t.nibbles = t.plane * (t.values ? 2 : 1);
+    size_t most = 0;
+    if (t.kind == Kind::bitmap && t.bits == 4)
+      for (int tile = 0; tile < m.tiles; tile++) most = std::max(most, size_t(t.starts[tile + 1] - t.starts[tile]) + 2 * kVector);
+    m.scratch = std::max(m.scratch, t.nibbles + most);  // 64 bytes behind the last value may be read
   }
 }
 

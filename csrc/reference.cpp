@@ -48,10 +48,10 @@ void reference_multiply(const MatrixView& m, const float* x, int count, float* y
   std::vector<float> scaled(m.columns);
   for (int token = 0; token < count; token++, x += m.columns, y += m.rows) {
     for (int n = 0; n < m.rows; n++) y[n] = 0;
-    for (int g = 0; g < m.groups; g++) {
-      const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : m.columns;
-      for (int i = 0; i < m.terms; i++) {
-        const Term& t = m.term[i];
+    for (int i = 0; i < m.terms; i++) {
+      const Term& t = m.term[i];
+      for (int g = 0; g < m.groups; g++) {
+        const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : m.columns;
         const float* inputs = m.runs[t.runs].inputs;
         float top = 0;
         for (int k = from; k < to; k++) {

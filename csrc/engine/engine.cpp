@@ -29,7 +29,7 @@ Engine::Engine(Plan plan, int threads)
       workers_(threads_) {
   open();
   for (const Layer& l : plan_.layers)
-    layers_.push_back({products({&l.q, &l.k, &l.v}), products({&l.o}), products({&l.gate, &l.up}), products({&l.down})});
+    layers_.push_back({products({&l.q, &l.k, &l.v}, true), products({&l.o}), products({&l.gate, &l.up}), products({&l.down})});
   head_ = products({&plan_.head});
   size_t scratch = 0;
   const auto widest = [&](const Products& p) {
@@ -48,8 +48,8 @@ Engine::Engine(Plan plan, int threads)
   gate_.resize(tokens * plan_.ffn), up_.resize(gate_.size());
 }
 
-Engine::Products Engine::products(std::vector<const Linear*> linears) {
-  Products p{std::move(linears), {}};
+Engine::Products Engine::products(std::vector<const Linear*> linears, bool joined) {
+  Products p{std::move(linears), {}, joined};
   int slots = 0;
   for (size_t i = 0; i < p.linears.size(); i++) {
     int slot = p.linears[i]->packed ? slots : -1;
@@ -171,12 +171,13 @@ void Engine::block(const int* tokens, bool all, float* logits) {
 
 bool Pace::together() {
   const bool better = alone_ == 0 || team_ <= alone_;
-  return together_ = (++steps_ % kRetry == 0 ? !better : better);
+  retry_ = ++steps_ % kRetry == 0;
+  return together_ = better != retry_;
 }
 
 void Pace::took(double seconds) {
   double& average = together_ ? team_ : alone_;
-  average = average == 0 ? seconds : 0.75 * average + 0.25 * seconds;
+  average = average == 0 || retry_ ? seconds : 0.75 * average + 0.25 * std::min(seconds, 2 * average);
 }
 
 void Engine::generate(const std::vector<int>& before, const std::vector<int>& prompt, int limit, const Sampling& sampling,

@@ -14,7 +14,8 @@ namespace bitwright {
 class Team;
 
 // Whether one token goes faster with the whole team or with one thread: where other processes want the cores, barriers wait
-// for threads that are not running. The slower way is tried again from time to time.
+// for threads that are not running. The slower way is tried again from time to time, and then judged by that try alone; one
+// step that was held up does not change the way.
 class Pace {
  public:
   bool together();
@@ -22,7 +23,7 @@ class Pace {
 
  private:
   static constexpr int kRetry = 64;
-  bool together_ = true;
+  bool together_ = true, retry_ = false;
   int steps_ = 0;
   double alone_ = 0, team_ = 0;  // moving averages; 0: not tried
 };
@@ -75,12 +76,16 @@ class Engine {
   struct Products {
     std::vector<const Linear*> linears;
     std::vector<int> slot;  // of each linear; -1: float
+    bool joined;            // tiles of all linears are shared out as if they were one matrix
+
+    // The tiles [first, second) of a linear that a worker multiplies.
+    std::pair<int, int> share(int linear, int worker, int workers) const;
   };
   struct LayerProducts {
     Products qkv, o, gate_up, down;
   };
 
-  static Products products(std::vector<const Linear*> linears);
+  static Products products(std::vector<const Linear*> linears, bool joined = false);
   void embed(int token, float* out) const;
   Sequence& at(int sequence) const;
   void check(const int* tokens, int count) const;
@@ -89,8 +94,8 @@ class Engine {
   void layer(int index, int worker, int workers);
   // Normalizes and quantizes the input of p; with one token every worker does so for itself, which saves a barrier.
   void prepare(const Products& p, const float* x, size_t stride, Norm norm, int worker, int workers);
-  // Rows of tiles [first, last) of the linears taken as one; y has one pointer a linear, rows `stride` apart.
-  void multiply(const Products& p, int linear, int first, int last, float* y, int worker);
+  // The rows of one linear that are this worker's share.
+  void multiply(const Products& p, int linear, float* y, int worker, int workers);
   void norm_rows(const float* x, Norm norm, float* y, int count) const;
   void add_output(const Products& p, Norm norm, int worker, int workers);
   void cache_and_rotate(int index, int worker, int workers);

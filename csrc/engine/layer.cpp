@@ -11,7 +11,32 @@ namespace {
 // The part of n that worker w of many does.
 int part(int n, int worker, int workers) { return int(int64_t(n) * worker / workers); }
 
+constexpr size_t kFetched = 4096;  // bytes of each stream
+
+// Asks for the beginning of what a product reads, so that it comes while the input is prepared.
+void fetch(const MatrixView& m, int tile) {
+  const auto lines = [tile](const void* stream, size_t tile_bytes) {
+    const char* at = static_cast<const char*>(stream) + tile * tile_bytes;
+    for (size_t i = 0; i < std::min(tile_bytes, kFetched); i += kVector) __builtin_prefetch(at + i);
+  };
+  for (int i = 0; i < m.terms; i++) {
+    const Term& t = m.term[i];
+    lines(t.codes, size_t(t.units) * t.unit_bytes);
+    lines(t.scales, size_t(t.groups) * kLanes * sizeof(uint16_t));
+    if (t.mins) lines(t.mins, size_t(t.groups) * kLanes * sizeof(uint16_t));
+  }
+}
+
 }  // namespace
+
+std::pair<int, int> Engine::Products::share(int linear, int worker, int workers) const {
+  const int here = linears[linear]->tile_count();
+  if (!joined) return {part(here, worker, workers), part(here, worker + 1, workers)};
+  int before = 0, all = 0;
+  for (int i = 0; i < int(linears.size()); i++) before += i < linear ? linears[i]->tile_count() : 0, all += linears[i]->tile_count();
+  const auto inside = [&](int tile) { return std::clamp(tile - before, 0, here); };
+  return {inside(part(all, worker, workers)), inside(part(all, worker + 1, workers))};
+}
 
 void Engine::barrier(int workers) const { team_->barrier(workers); }
 
@@ -25,6 +50,8 @@ void Engine::norm_rows(const float* x, Norm norm, float* y, int count) const {
 
 void Engine::prepare(const Products& p, const float* x, size_t stride, Norm norm, int worker, int workers) {
   const bool alone = rows_ == 1;
+  for (int i = 0; alone && i < int(p.linears.size()); i++)
+    if (p.linears[i]->packed) fetch(*p.linears[i]->packed, p.share(i, worker, workers).first);
   Worker& w = workers_[alone ? worker : 0];
   const int blocks = (rows_ + level_->tokens - 1) / level_->tokens;
   if (!alone && worker == 0)
@@ -48,8 +75,9 @@ void Engine::prepare(const Products& p, const float* x, size_t stride, Norm norm
   if (!alone) barrier(workers);
 }
 
-void Engine::multiply(const Products& p, int linear, int first, int last, float* y, int worker) {
+void Engine::multiply(const Products& p, int linear, float* y, int worker, int workers) {
   const Linear& l = *p.linears[linear];
+  const auto [first, last] = p.share(linear, worker, workers);
   Worker& inputs = workers_[rows_ == 1 ? worker : 0];
   if (first >= last) return;
   if (l.packed) {
@@ -71,16 +99,8 @@ void Engine::layer(int index, int worker, int workers) {
   const LayerProducts& p = layers_[index];
   const int n = plan_.hidden;
   prepare(p.qkv, x_.data(), n, l.before_attention, worker, workers);
-  int tiles = 0;
-  for (const Linear* linear : p.qkv.linears) tiles += linear->tile_count();
-  const int first = part(tiles, worker, workers), last = part(tiles, worker + 1, workers);
   float* outputs[] = {q_.data(), k_.data(), v_.data()};
-  int before = 0;
-  for (int i = 0; i < 3; i++) {
-    const int here = p.qkv.linears[i]->tile_count();
-    multiply(p.qkv, i, std::clamp(first - before, 0, here), std::clamp(last - before, 0, here), outputs[i], worker);
-    before += here;
-  }
+  for (int i = 0; i < 3; i++) multiply(p.qkv, i, outputs[i], worker, workers);
   barrier(workers);
   cache_and_rotate(index, worker, workers);
   barrier(workers);
@@ -90,10 +110,9 @@ void Engine::layer(int index, int worker, int workers) {
   add_output(p.o, l.after_attention, worker, workers);
 
   prepare(p.gate_up, x_.data(), n, l.before_ffn, worker, workers);
-  const int ffn_tiles = l.gate.tile_count();
-  const int a = part(ffn_tiles, worker, workers), b = part(ffn_tiles, worker + 1, workers);
-  multiply(p.gate_up, 0, a, b, gate_.data(), worker);
-  multiply(p.gate_up, 1, a, b, up_.data(), worker);
+  multiply(p.gate_up, 0, gate_.data(), worker, workers);
+  multiply(p.gate_up, 1, up_.data(), worker, workers);
+  const auto [a, b] = p.gate_up.share(0, worker, workers);
   const int from = a * kLanes, count = std::min(b * kLanes, plan_.ffn) - from;
   const auto activate = plan_.gelu ? level_->steps.gelu : level_->steps.silu;
   for (int t = 0; t < count_ && count > 0; t++) {
@@ -107,9 +126,9 @@ void Engine::layer(int index, int worker, int workers) {
 
 // x += W h, normalized before it is added where the model says so.
 void Engine::add_output(const Products& p, Norm norm, int worker, int workers) {
-  const int n = plan_.hidden, tiles = p.linears[0]->tile_count();
-  const int a = part(tiles, worker, workers), b = part(tiles, worker + 1, workers);
-  multiply(p, 0, a, b, out_.data(), worker);
+  const int n = plan_.hidden;
+  const auto [a, b] = p.share(0, worker, workers);
+  multiply(p, 0, out_.data(), worker, workers);
   if (norm) {
     barrier(workers);
     for (int t = worker; t < count_; t += workers) {
@@ -175,9 +194,8 @@ void Engine::logits_of(int worker, int workers, bool all, float* logits) {
   barrier(workers);
   const float* x = x_.data() + (all ? 0 : size_t(count_ - 1) * plan_.hidden);
   prepare(head_, x, plan_.hidden, plan_.last, worker, workers);
-  const int tiles = plan_.head.tile_count();
-  const int a = part(tiles, worker, workers), b = part(tiles, worker + 1, workers);
-  multiply(head_, 0, a, b, logits, worker);
+  const auto [a, b] = head_.share(0, worker, workers);
+  multiply(head_, 0, logits, worker, workers);
   const int from = a * kLanes, count = std::min(b * kLanes, plan_.vocabulary) - from;
   if (plan_.logit_cap > 0)
     for (int t = 0; t < rows_ && count > 0; t++)

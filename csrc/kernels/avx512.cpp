@@ -1,4 +1,4 @@
-// AVX-512 with VNNI, VBMI and VBMI2 (Ice Lake, Zen 4 and later): one register is one vector of the layout.
+// AVX-512 with VNNI, VBMI, VBMI2 and GFNI (Ice Lake, Zen 4 and later): one register is one vector of the layout.
 #include <immintrin.h>
 
 #include <cstring>
@@ -14,10 +14,8 @@ constexpr int kRowsAtOnce = 16;
 
 struct Table {
   uint8_t fields[128];  // four base-3 digits as 2-bit fields
-  uint8_t nibble[65];   // i / 2: the byte of nibble i; one further for an odd start
-  constexpr Table() : fields(), nibble() {
+  constexpr Table() : fields() {
     for (int v = 0; v < 81; v++) fields[v] = uint8_t(v % 3 | v / 3 % 3 << 2 | v / 9 % 3 << 4 | v / 27 << 6);
-    for (int i = 0; i < 65; i++) nibble[i] = uint8_t(i / 2);
   }
 };
 alignas(kVector) static constexpr Table table{};
@@ -25,8 +23,8 @@ alignas(kVector) static constexpr Table table{};
 struct Policy {
   using V = __m512i;
   using F = __m512;
-  static constexpr int tokens = 16;
-  static constexpr bool expands = true, looks_up = true, dots_words = true;
+  static constexpr int tokens = 16, chains = 8;
+  static constexpr bool expands = true, looks_up = true, dots_words = true, spreads = true;
 
   static V load(const void* p) { return _mm512_loadu_si512(p); }
   // A load that stays one: the compiler would fold it into each of its uses, and loads are what is scarce.
@@ -58,6 +56,11 @@ struct Policy {
     return acc;
   }
 
+  // Bit Low of each byte to bit 2 and bit High to bit 6, as a product with a matrix of bits.
+  template <int Low, int High> static V spread(V v) {
+    return _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(int64_t(1) << (40 + Low) | int64_t(1) << (8 + High)), 0);
+  }
+
   template <int B> using Dot = MaskedDot<Policy, B>;
   template <int N> static V sra32(V v) { return _mm512_srai_epi32(v, N); }
 
@@ -78,8 +81,8 @@ struct Policy {
     void add(const uint8_t* unit, const int8_t* q) {
       V fifth;
       const V v = four_digits(load(unit), fifth);
-      for (int i = 0; i < 4; i++) a[i] = dot(a[i], both(v, all8(3 << 2 * i)), quad(q + 4 * i));
-      a[0] = dot(a[0], fifth, quad(q + 16));
+      for (int i = 0; i < 4; i++) a[i] = dot_quad(a[i], both(v, all8(3 << 2 * i)), q + 4 * i);
+      a[0] = dot_quad(a[0], fifth, q + 16);
     }
 
     V total() const {
@@ -127,20 +130,13 @@ struct Policy {
 
   static uint64_t mask(V index, int field) { return _cvtmask64_u64(_mm512_test_epi8_mask(index, all8(1 << field))); }
   static V select(uint64_t mask) { return _mm512_maskz_mov_epi8(_cvtu64_mask64(mask), all8(1)); }
-  static V expand(uint64_t mask, const uint8_t* values, int position, int bits) {
-    V v;
-    if (bits == 8) {
-      v = load_once(values + position);  // the memory form of the expand is several times slower
-    } else {
-      v = _mm512_permutexvar_epi8(load(table.nibble + (position & 1)), load(values + position / 2));
-      v = _mm512_mask_mov_epi8(v, position & 1 ? 0x5555555555555555 : 0xAAAAAAAAAAAAAAAA, srl<4>(v));
-      v = both(v, all8(0x0F));
-    }
-    return _mm512_maskz_expand_epi8(_cvtu64_mask64(mask), v);
+  static V expand(uint64_t mask, const uint8_t* values) {
+    // The memory form of the expand is several times slower.
+    return _mm512_maskz_expand_epi8(_cvtu64_mask64(mask), load_once(values));
   }
-  static V gather(V index, const int8_t* q, int block) {
-    const __mmask64 used = _mm512_cmplt_epu8_mask(index, all8(block));
-    if (block == 64) return _mm512_maskz_permutexvar_epi8(used, index, load(q));
+  template <int Block> static V gather(V index, const int8_t* q) {
+    const __mmask64 used = _mm512_cmplt_epu8_mask(index, all8(Block));
+    if (Block == 64) return _mm512_maskz_permutexvar_epi8(used, index, load(q));
     return _mm512_maskz_permutex2var_epi8(used, load(q), index, load(q + 64));
   }
 

@@ -1,4 +1,4 @@
-// AVX-VNNI (Alder Lake, Zen 5 and later): vpdpbusd on 256-bit registers. Built and checked for its types, never measured.
+// AVX-VNNI (Alder Lake, Zen 5 and later): vpdpbusd on 256-bit registers.
 #include <immintrin.h>
 
 #include <cstring>
@@ -14,11 +14,13 @@ constexpr int kRowsAtOnce = 8;
 #include "ymm.inl"
 
 struct Policy : Ymm {
-  static constexpr bool expands = false, looks_up = true, dots_words = false;
+  static constexpr int chains = 4;
+  static constexpr bool expands = false, looks_up = true, dots_words = false, spreads = false;
 
   static V dot(V acc, V codes, V q) {
     return {_mm256_dpbusd_avx_epi32(acc.low, codes.low, q.low), _mm256_dpbusd_avx_epi32(acc.high, codes.high, q.high)};
   }
+  static V dot_quad(V acc, V codes, const int8_t* q) { return dot(acc, codes, quad(q)); }
   template <int N> static V sra32(V v) { return {_mm256_srai_epi32(v.low, N), _mm256_srai_epi32(v.high, N)}; }
   static constexpr int key_offset = -128;
   static V key(V codes) { return codes; }

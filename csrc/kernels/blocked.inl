@@ -26,14 +26,14 @@ template <class P> void unpack_bitmap(const Term& t, const uint8_t* unit, uint8_
   for (int f = 0; f < 8; f++, out += kVector) {
     uint64_t mask = P::mask(index, f);
     if constexpr (P::expands) {
-      P::store(out, P::expand(mask, at.values, at.position, t.bits));
+      P::store(out, P::expand(mask, at));
       P::store(out + t.plane, P::select(mask));
-      at.position += __builtin_popcountll(mask);
+      at += __builtin_popcountll(mask);
     } else {
       P::store(out, P::zero()), P::store(out + t.plane, P::zero());
-      for (; mask; mask &= mask - 1, at.position++) {
+      for (; mask; mask &= mask - 1) {
         const int i = __builtin_ctzll(mask);
-        out[i] = t.bits == 8 ? at.values[at.position] : at.values[at.position / 2] >> 4 * (at.position & 1) & 15;
+        out[i] = *at++;
         out[t.plane + i] = 1;
       }
     }
@@ -85,50 +85,63 @@ template <class P> void unpack(const MatrixView& m, const Term& t, int tile, int
     });
 }
 
-// Adds groups [g0, g1) to f [T][16].
+// Adds groups [g0, g1) of a term to f [T][16].
 template <class P, int T>
-void product_groups(const MatrixView& m, const Activations& x, int tile, int g0, int g1, const uint8_t* scratch, float* f) {
-  for (int g = g0; g < g1; g++)
-    for (int i = 0; i < m.terms; i++) {
-      const Term& t = m.term[i];
-      const Runs& runs = m.runs[t.runs];
-      const int quads = (runs.start[g + 1] - runs.start[g]) * (runs.unit / 4);
-      const uint8_t* codes = scratch + t.scratch + size_t(runs.start[g] - runs.start[g0]) * runs.unit * kLanes;
-      const int8_t* q = x.codes[t.runs] + size_t(runs.start[g]) * runs.unit * T;
-      V<P> a[T], sum[T];
-      P::template product<T>(codes, q, quads, t.bits > 4 || t.kind == Kind::codebook, a);
-      if (t.values) P::template product<T>(codes + t.plane, q, quads, false, sum);
-      F<P> scale, min;
-      Affine(t, tile).at<P>(g, scale, min);
-      for (int j = 0; j < T; j++) {
-        const F<P> q_sum = t.values ? P::to_float(sum[j]) : P::all(x.sum[t.runs][g * T + j]);
-        const F<P> part = P::mul(P::all(x.scale[t.runs][g * T + j]), affine<P>(scale, min, a[j], q_sum));
-        P::storef(f + j * kLanes, P::sum(P::loadf(f + j * kLanes), part));
-      }
+void product_groups(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, const uint8_t* codes,
+                    float* f) {
+  const Runs& runs = m.runs[t.runs];
+  const Affine scales(t, tile);
+  const int8_t* q = x.codes[t.runs] + size_t(runs.start[g0]) * runs.unit * T;
+  const float *scale_x = x.scale[t.runs] + g0 * T, *sum_x = x.sum[t.runs] + g0 * T;
+  const bool wide = t.bits > 4 || t.kind == Kind::codebook;
+  for (int g = g0; g < g1; g++, scale_x += T, sum_x += T) {
+    const int quads = (runs.start[g + 1] - runs.start[g]) * (runs.unit / 4);
+    F<P> scale, min, sums[T];
+    scales.at<P>(g, 0, scale, min);
+    if (t.values) {
+      V<P> sum[T];
+      P::template product<T>(codes + t.plane, q, quads, false, sum);
+#pragma GCC unroll 16
+      for (int j = 0; j < T; j++) sums[j] = P::to_float(sum[j]);
+    } else {
+#pragma GCC unroll 16
+      for (int j = 0; j < T; j++) sums[j] = P::all(sum_x[j]);
     }
+    V<P> a[T];
+    P::template product<T>(codes, q, quads, wide, a);
+#pragma GCC unroll 16
+    for (int j = 0; j < T; j++) {
+      const F<P> part = P::mul(P::all(scale_x[j]), affine<P>(scale, min, a[j], sums[j]));
+      P::storef(f + j * kLanes, P::sum(P::loadf(f + j * kLanes), part));
+    }
+    codes += quads * kVector, q += quads * 4 * T;
+  }
 }
 
+// Terms after each other, each group after group.
 template <class P>
 void multiply_matrix(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
                      uint8_t* scratch) {
-  using Product = void (*)(const MatrixView&, const Activations&, int, int, int, const uint8_t*, float*);
+  using Product = void (*)(const MatrixView&, const Term&, const Activations&, int, int, int, const uint8_t*, float*);
   alignas(kVector) float f[kMaxBlocks][kMaxTokens * kLanes];
   for (int tile = first; tile < last; tile++) {
-    Cursor at[kMaxTerms];
-    for (int i = 0; i < m.terms; i++) at[i] = Cursor(m.term[i], tile);
     for (int b = 0; b < blocks; b++)
       for (int i = 0; i < x[b].tokens; i++) P::storef(f[b] + i * kLanes, P::all(0));
-    for (int g0 = 0; g0 < m.groups; g0 += m.stretch) {
-      const int g1 = g0 + m.stretch < m.groups ? g0 + m.stretch : m.groups;
-      for (int i = 0; i < m.terms; i++) unpack<P>(m, m.term[i], tile, g0, g1, scratch + m.term[i].scratch, at[i]);
-      for (int b = 0; b < blocks; b++) {
-        const int tokens = x[b].tokens;
-        Product product = tokens == 1 ? product_groups<P, 1> : tokens == 2 ? product_groups<P, 2> : product_groups<P, 4>;
-        if constexpr (P::tokens >= 8)
-          if (tokens == 8) product = product_groups<P, 8>;
-        if constexpr (P::tokens >= 16)
-          if (tokens == 16) product = product_groups<P, 16>;
-        product(m, x[b], tile, g0, g1, scratch, f[b]);
+    for (int i = 0; i < m.terms; i++) {
+      const Term& t = m.term[i];
+      Cursor at = first_value(t, tile, scratch);
+      for (int g0 = 0; g0 < m.groups; g0 += m.stretch) {
+        const int g1 = g0 + m.stretch < m.groups ? g0 + m.stretch : m.groups;
+        unpack<P>(m, t, tile, g0, g1, scratch, at);
+        for (int b = 0; b < blocks; b++) {
+          const int tokens = x[b].tokens;
+          Product product = tokens == 1 ? product_groups<P, 1> : tokens == 2 ? product_groups<P, 2> : product_groups<P, 4>;
+          if constexpr (P::tokens >= 8)
+            if (tokens == 8) product = product_groups<P, 8>;
+          if constexpr (P::tokens >= 16)
+            if (tokens == 16) product = product_groups<P, 16>;
+          product(m, t, x[b], tile, g0, g1, scratch, f[b]);
+        }
       }
     }
     float* out = y;
@@ -145,6 +158,6 @@ void multiply(const MatrixView& m, const Activations* x, int blocks, int first, 
     const Kind kind = m.term[i].kind;
     in_place &= kind == Kind::trellis || kind == Kind::codebook ? P::dots_words : P::expands || !m.term[i].values;
   }
-  if (in_place) multiply_vector<P>(m, *x, first, last, y);
+  if (in_place) multiply_vector<P>(m, *x, first, last, y, scratch);
   else multiply_matrix<P>(m, x, blocks, first, last, y, stride, scratch);
 }

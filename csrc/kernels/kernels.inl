@@ -43,30 +43,29 @@ template <class P, int B, class Visit> inline void each_quad(const uint8_t* unit
   visit(6, quad_codes<P, B, 6>(v, none)), visit(7, quad_codes<P, B, 7>(v, none));
 }
 
-// Where the values of a bitmap term go on.
-struct Cursor {
-  const uint8_t* values;
-  int position;
+// Where the values of a bitmap term go on, a byte each: those of four bits become bytes a tile at a time.
+using Cursor = const uint8_t*;
 
-  Cursor() = default;
-  Cursor(const Term& t, int tile) {
-    if (t.kind != Kind::bitmap) return;
-    const bool tail = tile >= t.tail_tile;
-    values = tail ? t.tail : t.values;
-    position = t.starts[tile] - (tail ? t.tail_start : 0);
-  }
-};
+inline Cursor first_value(const Term& t, int tile, uint8_t* scratch) {
+  if (t.kind != Kind::bitmap) return nullptr;
+  if (t.bits == 8) return tile < t.tail_tile ? t.values + t.starts[tile] : t.tail + (t.starts[tile] - t.tail_start);
+  const int first = t.starts[tile], count = (t.starts[tile + 1] + 1) / 2 - first / 2;
+  const uint8_t* from = t.values + first / 2;
+  uint8_t* __restrict out = scratch + t.nibbles;
+  for (int i = 0; i < count; i++) out[2 * i] = from[i] & 15, out[2 * i + 1] = from[i] >> 4;
+  return out + first % 2;
+}
 
 // Calls visit(run position, unit) for the units of group g; a bitmap's cursor is put back where groups share a unit.
 template <class Visit> inline void each_unit(const MatrixView& m, const Term& t, int g, Cursor& at, Visit visit) {
   const Runs& runs = m.runs[t.runs];
   const int count = runs.start[g + 1] - runs.start[g], first = runs.first[g];
-  int before = 0;
+  Cursor before = at;
   for (int i = 0; i < count; i++) {
-    before = at.position;
+    before = at;
     visit(runs.start[g] + i, first + i);
   }
-  if (g + 1 < m.groups && runs.first[g + 1] == first + count - 1) at.position = before;
+  if (g + 1 < m.groups && runs.first[g + 1] == first + count - 1) at = before;
 }
 
 #include "trellis.inl"
@@ -93,20 +92,23 @@ struct Affine {
   const uint16_t *scales, *mins;
   float offset;
   const int* weight_group;
+  int groups;
 
   Affine(const Term& t, int tile)
       : scales(t.scales + size_t(tile) * t.groups * kLanes),
         mins(t.mins ? t.mins + size_t(tile) * t.groups * kLanes : nullptr),
         offset(t.offset),
-        weight_group(t.weight_group) {}
+        weight_group(t.weight_group),
+        groups(t.groups) {}
 
   void prefetch(int g) const {
     __builtin_prefetch(scales + size_t(g) * kLanes, 0, 2);
     if (mins) __builtin_prefetch(mins + size_t(g) * kLanes, 0, 2);
   }
 
-  template <class P> void at(int g, F<P>& scale, F<P>& min) const {
-    const int w = weight_group[g] * kLanes;
+  // Of group g in the tile `further` tiles on.
+  template <class P> void at(int g, int further, F<P>& scale, F<P>& min) const {
+    const int w = (weight_group[g] + further * groups) * kLanes;
     scale = P::half(scales + w);
     min = mins ? P::half(mins + w) : P::mul(scale, P::all(offset));
   }

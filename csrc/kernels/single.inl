@@ -5,46 +5,45 @@
 // tiles at once, which share the broadcasts of the activations, are faster.
 template <class Dot> constexpr int kTilesAtOnce = 1;
 template <class P, int N> constexpr int kTilesAtOnce<DotTrellis<P, N>> = 2;
-constexpr size_t kAhead = 4096;  // bytes from what is read to what is fetched
+constexpr size_t kAhead = 8192;  // bytes from what is read to what is fetched
 
-// part[i] = scale * A + min * Q of group g in N neighbouring tiles.
+// f[i] of N neighbouring tiles gets all groups of a term added.
 template <class P, class Dot, int N>
-inline void dense_parts(const MatrixView& m, const Term& t, const Activations& x, int tile, int g, F<P>* part) {
-  const Runs& runs = m.runs[t.runs];
+inline void add_dense(const MatrixView& m, const Term& t, const Activations& x, int tile, F<P>* f) {
+  const int *first = m.runs[t.runs].first, *start = m.runs[t.runs].start;
+  const float *scale_x = x.scale[t.runs], *sum_x = x.sum[t.runs];
   const size_t tile_bytes = size_t(t.units) * Dot::bytes;
-  const uint8_t* unit = t.codes + tile * tile_bytes + size_t(runs.first[g]) * Dot::bytes;
-  const int8_t* q = x.codes[t.runs] + size_t(runs.start[g]) * Dot::columns;
+  const uint8_t* codes = t.codes + tile * tile_bytes;
+  const int8_t* q = x.codes[t.runs];
   const size_t ahead = N == 1 ? kAhead : N * tile_bytes;
   constexpr int level = N == 1 ? 3 : 2;  // of cache; what is needed only after this tile would be in the way in the first
-  Dot dot[N];
-  for (Dot& d : dot) begin(d, t);
-  for (int n = runs.start[g + 1] - runs.start[g]; n; n--, unit += Dot::bytes, q += Dot::columns)
+  const Affine affine_of(t, tile);
+  for (int g = 0; g < m.groups; g++) {
+    const uint8_t* unit = codes + size_t(first[g]) * Dot::bytes;
+    Dot dot[N];
+    for (Dot& d : dot) begin(d, t);
+    for (int n = start[g + 1] - start[g]; n; n--, unit += Dot::bytes, q += Dot::columns)
+#pragma GCC unroll 2
+      for (int i = 0; i < N; i++) {
+#pragma GCC unroll 8
+        for (int line = 0; line < Dot::bytes; line += kVector) __builtin_prefetch(unit + i * tile_bytes + ahead + line, 0, level);
+        dot[i].add(unit + i * tile_bytes, q);
+      }
 #pragma GCC unroll 2
     for (int i = 0; i < N; i++) {
-#pragma GCC unroll 8
-      for (int line = 0; line < Dot::bytes; line += kVector) __builtin_prefetch(unit + i * tile_bytes + ahead + line, 0, level);
-      dot[i].add(unit + i * tile_bytes, q);
+      F<P> scale, min;
+      affine_of.prefetch(g + (N + i) * t.groups);
+      affine_of.at<P>(g, i, scale, min);
+      const F<P> part = affine<P>(scale, min, dot[i].total(), P::all(sum_x[g]));
+      f[i] = P::sum(f[i], P::mul(P::all(scale_x[g]), part));
     }
-#pragma GCC unroll 2
-  for (int i = 0; i < N; i++) {
-    F<P> scale, min;
-    const Affine affine_of(t, tile + i);
-    affine_of.prefetch(g + N * t.groups);
-    affine_of.at<P>(g, scale, min);
-    part[i] = affine<P>(scale, min, dot[i].total(), P::all(x.sum[t.runs][g]));
   }
 }
 
-template <class P, class Dot, int N>
-void single_dense(const MatrixView& m, const Activations& x, int tile, float* y) {
-  F<P> f[N], part[N];
-#pragma GCC unroll 2
+template <class P, class Dot, int N> void single_dense(const MatrixView& m, const Activations& x, int tile, float* y) {
+  F<P> f[N];
   for (int i = 0; i < N; i++) f[i] = P::all(0);
-  for (int g = 0; g < m.groups; g++) {
-    dense_parts<P, Dot, N>(m, m.term[0], x, tile, g, part);
-#pragma GCC unroll 2
-    for (int i = 0; i < N; i++) f[i] = P::sum(f[i], P::mul(P::all(x.scale[m.term[0].runs][g]), part[i]));
-  }
+  add_dense<P, Dot, N>(m, m.term[0], x, tile, f);
   for (int i = 0; i < N; i++) store_rows<P>(m, tile + i, f[i], y);
 }
 
@@ -55,45 +54,60 @@ template <class P, class Dot> void multiply_dense(const MatrixView& m, const Act
   if (first < last) single_dense<P, Dot, 1>(m, x, first, y);
 }
 
-template <class P, class Dot>
-void vector_dense(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, float* out) {
-  for (int g = g0; g < g1; g++, out += kLanes) {
-    F<P> part;
-    dense_parts<P, Dot, 1>(m, t, x, tile, g, &part);
-    P::storef(out, part);
-  }
-}
+// Of a bitmap. Its index is a plane of one bit, whose product is the sum of the selected activations.
+template <class P> struct DotBitmap {
+  static constexpr int columns = 32;
+  V<P> a[4] = {P::zero(), P::zero(), P::zero(), P::zero()};
+  typename P::template Dot<1> selected;
 
-template <class P>
-void vector_sparse(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, float* out, Cursor& at) {
-  const uint8_t* tile_codes = t.codes + size_t(tile) * t.units * kVector;
-  const uint8_t* tile_values = t.values + size_t(tile) * t.units * kVector;
-  const int8_t* codes = x.codes[t.runs];
-  const int columns = m.runs[t.runs].unit;
-  const V<P> one = P::all8(1);
-  const Affine scales(t, tile);
-  for (int g = g0; g < g1; g++, out += kLanes) {
-    V<P> a = P::zero(), sum = P::zero();
-    each_unit(m, t, g, at, [&](int run, int unit) {
-      const V<P> index = P::load(tile_codes + size_t(unit) * kVector);
-      const int8_t* q = codes + size_t(run) * columns;
-      if (t.kind == Kind::nm) {
-        const V<P> picked = P::gather(index, q, columns);
-        a = P::dot(a, P::load(tile_values + size_t(unit) * kVector), picked);
-        sum = P::dot(sum, one, picked);
-        return;
-      }
-      for (int f = 0; f < 8; f++) {
-        const uint64_t mask = P::mask(index, f);
-        const V<P> four = P::quad(q + 4 * f);
-        a = P::dot(a, P::expand(mask, at.values, at.position, t.bits), four);
-        sum = P::dot(sum, P::select(mask), four);
-        at.position += __builtin_popcountll(mask);
-      }
-    });
-    F<P> scale, min;
-    scales.at<P>(g, scale, min);
-    P::storef(out, affine<P>(scale, min, a, P::to_float(sum)));
+  void add(const uint8_t* index, const uint8_t*, const int8_t* q, Cursor& at) {
+    const V<P> v = P::load(index);
+#pragma GCC unroll 8
+    for (int f = 0; f < 8; f++) {
+      const uint64_t mask = P::mask(v, f);
+      a[f % 4] = P::dot_quad(a[f % 4], P::expand(mask, at), q + 4 * f);
+      at += __builtin_popcountll(mask);
+    }
+    selected.add(index, q);
+  }
+  V<P> total() const { return P::plus(P::plus(a[0], a[1]), P::plus(a[2], a[3])); }
+  V<P> sum() const { return selected.total(); }
+};
+
+template <class P, int Block> struct DotBlocks {
+  static constexpr int columns = Block;
+  V<P> a = P::zero(), ones = P::zero();
+
+  void add(const uint8_t* index, const uint8_t* values, const int8_t* q, Cursor&) {
+    const V<P> picked = P::template gather<Block>(P::load(index), q);
+    a = P::dot(a, P::load(values), picked);
+    ones = P::dot(ones, P::all8(1), picked);
+  }
+  V<P> total() const { return a; }
+  V<P> sum() const { return ones; }
+};
+
+// `at` is put back where groups share a unit.
+template <class P, class Dot>
+inline void add_sparse(const MatrixView& m, const Term& t, const Activations& x, int tile, Cursor at, F<P>* f) {
+  const int *first = m.runs[t.runs].first, *start = m.runs[t.runs].start;
+  const float* scale_x = x.scale[t.runs];
+  const uint8_t* codes = t.codes + size_t(tile) * t.units * kVector;
+  const uint8_t* values = t.values + size_t(tile) * t.units * kVector;
+  const int8_t* q = x.codes[t.runs];
+  F<P> scale, min;
+  Affine(t, tile).at<P>(0, 0, scale, min);  // one of a row
+  for (int g = 0; g < m.groups; g++) {
+    Dot dot;
+    Cursor before = at;
+    size_t unit = size_t(first[g]) * kVector;
+    for (int n = start[g + 1] - start[g]; n; n--, unit += kVector, q += Dot::columns) {
+      before = at;
+      dot.add(codes + unit, values + unit, q, at);
+    }
+    if (g + 1 < m.groups && size_t(first[g + 1]) * kVector < unit) at = before;
+    const F<P> part = affine<P>(scale, min, dot.total(), P::to_float(dot.sum()));
+    *f = P::sum(*f, P::mul(P::all(scale_x[g]), part));
   }
 }
 
@@ -117,31 +131,24 @@ template <class P, class Go> inline void with_dot(const Term& t, Go go) {
   }
 }
 
-// Terms after each other write their parts of a stretch of groups, which are then added in the order of the groups.
-template <class P> void multiply_terms(const MatrixView& m, const Activations& x, int first, int last, float* y) {
-  constexpr int stretch = 32;
-  alignas(kVector) float part[kMaxTerms][stretch * kLanes];
-  for (int tile = first; tile < last; tile++) {
-    Cursor at[kMaxTerms];
-    for (int i = 0; i < m.terms; i++) at[i] = Cursor(m.term[i], tile);
-    F<P> f = P::all(0);
-    for (int g0 = 0; g0 < m.groups; g0 += stretch) {
-      const int g1 = g0 + stretch < m.groups ? g0 + stretch : m.groups;
-      for (int i = 0; i < m.terms; i++) {
-        const Term& t = m.term[i];
-        if constexpr (P::expands)
-          if (t.values) vector_sparse<P>(m, t, x, tile, g0, g1, part[i], at[i]);
-        if (!t.values) with_dot<P>(t, [&](auto dot) { vector_dense<P, decltype(dot)>(m, t, x, tile, g0, g1, part[i]); });
-      }
-      for (int g = g0; g < g1; g++)
-        for (int i = 0; i < m.terms; i++)
-          f = P::sum(f, P::mul(P::all(x.scale[m.term[i].runs][g]), P::loadf(part[i] + (g - g0) * kLanes)));
-    }
-    store_rows<P>(m, tile, f, y);
+template <class P> inline void add_term(const MatrixView& m, const Term& t, const Activations& x, int tile, uint8_t* scratch, F<P>* f) {
+  if constexpr (P::expands) {
+    const Cursor at = first_value(t, tile, scratch);
+    if (t.kind == Kind::bitmap) return add_sparse<P, DotBitmap<P>>(m, t, x, tile, at, f);
+    if (t.kind == Kind::nm)
+      return m.runs[t.runs].unit == 64 ? add_sparse<P, DotBlocks<P, 64>>(m, t, x, tile, at, f)
+                                       : add_sparse<P, DotBlocks<P, 128>>(m, t, x, tile, at, f);
   }
+  with_dot<P>(t, [&](auto dot) { add_dense<P, decltype(dot), 1>(m, t, x, tile, f); });
 }
 
-template <class P> void multiply_vector(const MatrixView& m, const Activations& x, int first, int last, float* y) {
-  if (m.terms > 1 || m.term[0].values) return multiply_terms<P>(m, x, first, last, y);
-  with_dot<P>(m.term[0], [&](auto dot) { multiply_dense<P, decltype(dot)>(m, x, first, last, y); });
+template <class P>
+void multiply_vector(const MatrixView& m, const Activations& x, int first, int last, float* y, uint8_t* scratch) {
+  if (m.terms == 1 && !m.term[0].values)
+    return with_dot<P>(m.term[0], [&](auto dot) { multiply_dense<P, decltype(dot)>(m, x, first, last, y); });
+  for (int tile = first; tile < last; tile++) {
+    F<P> f = P::all(0);
+    for (int i = 0; i < m.terms; i++) add_term<P>(m, m.term[i], x, tile, scratch, &f);
+    store_rows<P>(m, tile, f, y);
+  }
 }

@@ -47,7 +47,8 @@ struct Term {
   float offset;
   int groups;
   const int* weight_group;  // of each activation group
-  size_t scratch, plane;    // bytes: where unpacked codes go, and one plane of them
+  size_t plane;             // bytes of unpacked codes, in scratch memory
+  size_t nibbles;           // where in it the 4-bit values of a bitmap's tile go as bytes
 };
 
 struct MatrixView {

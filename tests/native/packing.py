@@ -207,13 +207,13 @@ def product(x: np.ndarray, operands: list[Operand], bias: np.ndarray | None, act
     """What the definition says, one float32 operation after the other."""
     columns = x.shape[1]
     f = np.zeros((len(x), len(operands[0].codes)), np.float32)
-    for start in range(0, columns, activation_group):
-        run = slice(start, min(start + activation_group, columns))
-        top = np.abs(x[:, run]).max(1, keepdims=True)
-        scale = top / np.float32(127)
-        inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-        q = np.clip(np.rint(x[:, run] * inverse), -127, 127).astype(np.int64)
-        for o in operands:
+    for o in operands:
+        for start in range(0, columns, activation_group):
+            run = slice(start, min(start + activation_group, columns))
+            top = np.abs(x[:, run]).max(1, keepdims=True)
+            scale = top / np.float32(127)
+            inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+            q = np.clip(np.rint(x[:, run] * inverse), -127, 127).astype(np.int64)
             a = q @ (o.codes[:, run] * o.selected[:, run]).T
             total = q @ o.selected[:, run].T.astype(np.int64)
             t = o.scale[:, start] * a.astype(np.float32) + o.min[:, start] * total.astype(np.float32)

@@ -31,7 +31,7 @@ def quantize_activations(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
 def integer_matmul(x: Tensor, operands: tuple[Operand, ...], activation_group: int) -> Tensor:
     """Float32 [T, C] times packed [R, C] -> float32 [T, R] with int8 activations.
 
-    For each activation group, for each operand: t = s * A + m * Q, f = f + d * t, with A = sum code * q and Q = sum q
+    For each operand, for each activation group: t = s * A + m * Q, f = f + d * t, with A = sum code * q and Q = sum q
     exact integers, every product rounded on its own (no fused multiply-add). Operands with `inputs` have codes q and
     scales d of their own, those of x * inputs.
     """
@@ -41,9 +41,9 @@ def integer_matmul(x: Tensor, operands: tuple[Operand, ...], activation_group: i
         for key, inputs in distinct.items()
     }
     out = x.new_zeros(x.shape[0], operands[0].codes.shape[0])
-    for g, run in enumerate(groups(x.shape[1], activation_group)):
-        for operand in operands:
-            q, d = quantized[id(operand.inputs)]
+    for operand in operands:
+        q, d = quantized[id(operand.inputs)]
+        for g, run in enumerate(groups(x.shape[1], activation_group)):
             part = q[:, run]
             # float32 holds these integer sums exactly: 255 * 127 * 160 < 2^24
             a = part @ operand.codes[:, run].float().t()
