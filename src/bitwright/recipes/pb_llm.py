@@ -1,6 +1,8 @@
 """PB-LLM (arXiv 2310.00034): a few salient weights at 8 or 4 bits, all others binary.
 
-Salience is w^2 / u^2 (rise of the loss if the weight were dropped); both kinds go through one GPTQ loop.
+Salience is w^2 / u^2 (rise of the loss if the weight were dropped); both kinds go through one GPTQ loop, then through
+descent under the Hessian, since signs that compensation chose one after the other can still be improved together
+(solver={"kind": "gptq"} leaves it out). Damping is five times GPTQ's: one-bit values take up compensation badly.
 Stored bits a weight, with a bitmap: 1 (signs) + 1 (bitmap) + share * salient bits + 32 / group + 32 / columns.
 """
 
@@ -16,12 +18,13 @@ from bitwright.learning import Learning
 from bitwright.partitions.salience import Salience
 from bitwright.recipe import Recipe
 from bitwright.recipes._bits import Shapes, largest_share
+from bitwright.solvers.descent import Descent
 from bitwright.solvers.gptq import Gptq
 
 RECIPE = Recipe(
     "pb-llm",
     format=Mixed(Binary(), Salience(0.3), salient_bits=8),
-    solver=Gptq(),
+    solver=Descent(Gptq(damping=0.05)),
     embedding=Integer(8, 64, "symmetric"),
 )
 
