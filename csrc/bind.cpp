@@ -170,6 +170,19 @@ nb::dict score(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> lo
   return out;
 }
 
+double follow(nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu> student,
+              nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu> parent, double ambiguity, double sharpness) {
+  const nb::dlpack::dtype brief{uint8_t(nb::dlpack::dtype_code::Bfloat), 16, 1};
+  if (student.dtype() != parent.dtype() || (student.dtype() != brief && student.dtype() != nb::dtype<float>()))
+    throw nb::type_error("both must be float32 or bfloat16");
+  if (student.shape(0) != parent.shape(0) || student.shape(1) != parent.shape(1) || student.size() == 0)
+    throw nb::value_error("the parent has another shape, or there is nothing");
+  const Following f{student.data(),       parent.data(), int(student.shape(0)), int(student.shape(1)),
+                    student.dtype() == brief, ambiguity,     sharpness};
+  nb::gil_scoped_release released;
+  return follow_rows(level(), f);
+}
+
 std::pair<double, double> ceilings(size_t bytes, int threads) {
   nb::gil_scoped_release released;
   const Ceilings c = measure_ceilings(bytes, threads > 0 ? threads : allowed_cores());
@@ -193,6 +206,8 @@ NB_MODULE(_core, module) {
   module.def("set_isa", &set_level, nb::arg("name"));
   module.def("score", &score, nb::arg("logits").noconvert(), nb::arg("targets").noconvert(),
              nb::arg("parent").noconvert().none() = nb::none(), nb::arg("threads") = 0);
+  module.def("follow", &follow, nb::arg("student").noconvert(), nb::arg("parent").noconvert(), nb::arg("ambiguity"),
+             nb::arg("sharpness"));
   module.def("ceilings", &ceilings, nb::arg("bytes"), nb::arg("threads") = 0);
   module.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("group"));
   nb::class_<PyMatrix>(module, "Matrix")

@@ -60,3 +60,23 @@ template <class P> double log_probabilities(float* x, int n, float top, float lo
   }
   return divergence;
 }
+
+// Both rows x as x - shift are log-probabilities; the parent's row becomes factor * (probability - its own). Returns the
+// divergence from the parent.
+template <class P> double follow(const float* x, float shift, float* parent, float parent_shift, int n, float factor) {
+  alignas(kVector) float a[kScored], b[kScored], e[kScored];
+  double divergence = 0;
+  for (int at = 0; at < n; at += kScored) {
+    const int here = n - at < kScored ? n - at : kScored, padded = stretch_of(parent + at, here, a);
+    stretch_of(x + at, here, b);
+    for (int i = 0; i < padded; i++) a[i] -= parent_shift, b[i] -= shift;
+    for (int i = 0; i < padded; i++) e[i] = exponential(a[i]);
+    for (int i = 0; i < padded; i++) a[i] = e[i] * (a[i] - b[i]);
+    for (int i = 0; i < padded; i++) b[i] = factor * (exponential(b[i]) - e[i]);
+    for (int i = 0; i < here; i++) parent[at + i] = b[i];
+    F<P> sum = P::all(0);
+    for (int i = 0; i < padded; i += kLanes) sum = P::sum(sum, P::loadf(a + i));
+    divergence += total_of<P>(sum);
+  }
+  return divergence;
+}

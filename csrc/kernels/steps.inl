@@ -115,5 +115,5 @@ template <class P> void float_tile(const float* tile, const float* x, size_t str
 
 template <class P> constexpr Steps steps_of() {
   return {sum_squares, scale_by, add, silu, gelu, soft_cap, rotate, hadamard, float_tile<P>, digits<P>, attend<P>,
-          row_sums<P>, log_probabilities<P>};
+          row_sums<P>, log_probabilities<P>, follow<P>};
 }

@@ -123,6 +123,9 @@ struct Steps {
   RowSums (*row_sums)(const float* x, int n);
   // x = (x - top) - log_sum; returns the sum of exp(parent) * (parent - x), 0 without a parent.
   double (*log_probabilities)(float* x, int n, float top, float log_sum, const float* parent);
+  // x - shift are log-probabilities, and so is the parent, which becomes factor * (exp(x) - exp(parent)) of them; returns the
+  // divergence from the parent.
+  double (*follow)(const float* x, float shift, float* parent, float parent_shift, int n, float factor);
 };
 
 struct Kernels {

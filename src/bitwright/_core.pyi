@@ -30,6 +30,14 @@ def score(
     `targets` int64 [n]; `parent` log-probabilities float32 [n, V]. 0 threads: all cores this process may use.
     """
 
+def follow(student: Tensor, parent: Tensor, ambiguity: float, sharpness: float) -> float:
+    """Mean over rows of w KL(parent || student), logits [T, V] float32 or bfloat16; `parent` becomes its gradient.
+
+    The gradient is that in the logits of the student;
+    w = 1 + ambiguity * (product of entropies as shares of log V)^sharpness.
+    On the calling thread.
+    """
+
 def ceilings(bytes: int, threads: int = 0) -> tuple[float, float]:
     """Best rates in about a second: bytes read a second from so large a stretch, and 8-bit multiply-adds a second."""
 

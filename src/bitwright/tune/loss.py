@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitwright.learning import LOSSES, Learning
+from bitwright.runtime import native
 
+COMPILED = (torch.float32, torch.bfloat16)
 CHUNK = 1 << 20  # logits that are held in float32 at a time
 
 
@@ -31,7 +33,8 @@ def objective(student: Any, teacher: Any, ids: Tensor, learning: Learning) -> Te
 
 
 def _followed(student: Any, teacher: Any, ids: Tensor, learning: Learning) -> Tensor:
-    return divergence(student.logits[0], teacher.logits[0], learning.ambiguity, learning.sharpness)
+    # Not [0]: the gradient of that is a tensor of zeros with one part filled.
+    return divergence(student.logits.squeeze(0), teacher.logits.squeeze(0), learning.ambiguity, learning.sharpness)
 
 
 def _next_token(student: Any, teacher: Any, ids: Tensor, learning: Learning) -> Tensor:
@@ -52,12 +55,17 @@ def _unit(states: Tensor) -> Tensor:
 class _Divergence(torch.autograd.Function):
     """Mean w KL(teacher || student) over positions; the gradient is made in the forward pass, in the teacher's memory.
 
-    Weights w are indicators: no gradient flows through them.
+    Weights w are indicators: no gradient flows through them. It can go backward once.
     """
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, ambiguity: float, sharpness: float) -> Tensor:
         """Logits [T, V] of any float type, the teacher's are overwritten -> float32 []."""
+        ctx.save_for_backward(teacher)
+        if native.available()[0] and student.dtype == teacher.dtype and student.dtype in COMPILED:
+            from bitwright import _core
+
+            return torch.tensor(_core.follow(student.detach().contiguous(), teacher, ambiguity, sharpness))
         total = torch.zeros((), dtype=torch.float64)
         rows = max(1, CHUNK // student.shape[1])
         for start in range(0, len(student), rows):
@@ -69,14 +77,13 @@ class _Divergence(torch.autograd.Function):
             total += (found if w is None else found.mul_(w)).sum(dtype=torch.float64)
             gradient = log_q.exp_().sub_(p).div_(len(student))
             t.copy_(gradient if w is None else gradient.mul_(w))
-        ctx.save_for_backward(teacher)
         return (total / len(student)).float()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         """w (student - teacher) / positions."""
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None, None
+        return gradient.mul_(upstream), None, None, None
 
 
 def _entropy(log_p: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from bitwright.learning import Learning
 from bitwright.models.skeleton import materialise, skeleton
 from bitwright.protocols import Adaptive, Format
 from bitwright.runtime.install import place
+from bitwright.tune import attention
 from bitwright.tune.mixed import MixedLinear
 
 if TYPE_CHECKING:
@@ -40,14 +41,25 @@ def product_type() -> torch.dtype:
 
 
 def teacher(source: Source, structure: Structure, dtype: torch.dtype) -> PreTrainedModel:
-    """The float model, with the linears of its blocks in `dtype`."""
+    """The float model, with the linears of its blocks and the head in `dtype`."""
     model = skeleton(source.config)
+    attention.use(model)
     materialise(model, source, "")
     for block in structure.blocks:
         for name in (*(f"{name}.weight" for name in block.linears), *(experts.name for experts in block.experts)):
             parameter = model.get_parameter(f"{block.path}.{name}")
             parameter.data = parameter.data.to(dtype)
+    _head_in(model, dtype)
     return model
+
+
+def _head_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the head, which does not learn, the type of products: else every product would convert it anew.
+
+    Where it is the embedding too, that keeps its own.
+    """
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().to(dtype), requires_grad=False)
 
 
 @dataclass
@@ -99,6 +111,7 @@ class Student:
         if learning.memory and artifact.manifest is not None and artifact.manifest.recipe.spec.get("transforms"):
             raise Refused("the weights were transformed before they were quantized and have no original: memory=false.")
         self.model = skeleton(source.config)
+        attention.use(self.model)
         self.parameters: dict[str, tuple[nn.Parameter, ...]] = {}  # what each weight computes with
         self.matrices: dict[str, list[Matrix]] = {}  # of those owned; one, or one an expert
         for name in artifact.kept:
@@ -120,6 +133,7 @@ class Student:
                 self.parameters[weight.name] = parameters
         for head, table_name in artifact.quantization.tied:
             self.model.get_submodule(head).weight = self.model.get_submodule(table_name).weight
+        _head_in(self.model, dtype)
         self.vectors = self._vectors(artifact, learning)
         known = {name for own in self.matrices.values() for matrix in own for name in matrix.weight.fixed}
         unknown = [name for name in learning.frozen if name not in known]
