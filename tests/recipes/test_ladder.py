@@ -97,6 +97,20 @@ def test_the_order_of_recipes_without_training(
     assert found["binary-mos"] == found["onebit"]  # experts part in training only
 
 
+def test_pb_llm_needs_damping_and_descent(
+    ladder: tuple[Path, Ladder], stories: tuple[Path, Path], loss: Loss, tmp_path: Path
+) -> None:
+    """Little damping lets scales of one-bit values follow curvatures that calibration does not know well."""
+    little, more = {"solver": '{"kind": "gptq"}'}, {"solver": '{"kind": "gptq", "damping": 0.05}'}
+    found = []
+    for i, own in enumerate((little, more, {})):
+        out, settings = tmp_path / str(i), {"format.salient_bits": "4", **own}
+        model = str(ladder[0])
+        quantize(Job(model=model, out=out, recipe="pb-llm", settings=settings, data=stories[0], length=256, threads=1))
+        found.append(loss(load(out)))
+    assert found == sorted(found, reverse=True), found
+
+
 @pytest.mark.parametrize("recipe", ["db-llm", "onebit", "binary-mos"])
 def test_training_gives_back(
     recipe: str,
