@@ -24,7 +24,6 @@ from bitwright.models.source import open_source
 from bitwright.partitions.salience import Salience
 from bitwright.protocols import Format, Solver
 from bitwright.runtime.load import load_float
-from bitwright.solvers.descent import Descent
 from bitwright.solvers.gptq import Gptq
 from bitwright.solvers.rtn import Rtn
 
@@ -38,7 +37,6 @@ METHODS: dict[str, tuple[Format, Solver]] = {
     "PB-LLM, 5 % at 8 bits": (Mixed(Binary(128), Salience(0.05), 8), Gptq()),
     "PB-LLM, 30 % at 4 bits, GPTQ alone": (PB, Gptq()),
     "PB-LLM, 30 % at 4 bits, damping 0.05": (PB, Gptq(damping=0.05)),
-    "PB-LLM, 30 % at 4 bits, descent (the recipe)": (PB, Descent(Gptq(damping=0.05))),
     "magnitude split alone, unweighted scales": (SPLIT, Gptq(weighted=False)),
     "magnitude split alone": (SPLIT, Gptq()),
     "magnitude split alone, group 64": (replace(SPLIT, group=64), Gptq()),
