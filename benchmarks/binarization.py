@@ -1,9 +1,11 @@
 """SmolLM2 by the recipes that binarize, at their natural settings and at equal bits; writes docs/binarization.md.
 
-Each row quantizes; then all are measured together: perplexity, KL divergence, tokens a second. Finished rows are kept
-in FOLDER/results.json and not done again. Run:
+Each row quantizes; then all new ones are measured together: perplexity, KL divergence, tokens a second. What was found
+is kept in binarization.json beside this script, and rows that are there are not done again. Run:
 
-    python benchmarks/binarization.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER PAGE.md [ROW ...]
+    python benchmarks/binarization.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER [ROW ...]
+
+Without arguments it writes the page of the rows that are there.
 """
 
 from __future__ import annotations
@@ -13,14 +15,18 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from command import bitwright
 
+HOME = Path(__file__).parent
+RESULTS, PAGE = HOME / "binarization.json", HOME.parent / "docs" / "binarization.md"
 MODEL = "smollm2"
 TOKENS = 10240
 WINDOWS = 10
+MEASURED = ("stored_bits_per_weight", "file_bytes", "perplexity", "kl_mean", "tokens_per_second")
 FINE = (
     'rules=[["*.v_proj",{"kind":"integer","bits_per_code":6,"group":64,"search":20}],'
     '["*.k_proj",{"kind":"integer","bits_per_code":4,"group":64,"search":20}]]'
@@ -29,6 +35,8 @@ GROUPED = (
     'format={"kind":"zoned","low":{"kind":"residual","order":2,"group":128,"rounds":3,"columns":"own"},'
     '"salient":"alternating"}'
 )
+FOUR = ("--set", "format.salient_bits=4")
+GPTQ = ("--set", 'solver={"kind":"gptq"}')
 # name: recipe, further arguments, what the paper counts as bits
 ROWS: dict[str, tuple[str, list[str], str]] = {
     "ARB-LLM, group 64, v 6 bits, k 4": ("arb-llm", ["--set", "format.group=64", "--set", FINE], "1.09"),
@@ -40,8 +48,10 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "DB-LLM, start": ("db-llm", [], "2.5"),
     "OneBit, start": ("onebit", [], "1.01"),
     "BinaryMoS, start": ("binary-mos", [], "1.05"),
-    "PB-LLM, 10 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.1", "--set", "format.salient_bits=4"], "1.3"),
-    "PB-LLM, 30 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.3", "--set", "format.salient_bits=4"], "1.9"),
+    "PB-LLM, 10 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.1", *FOUR], "1.3"),
+    "PB-LLM, 30 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.3", *FOUR], "1.9"),
+    "PB-LLM, 10 % at 4 bits, GPTQ alone": ("pb-llm", [*GPTQ, "--set", "format.by.share=0.1", *FOUR], "1.3"),
+    "PB-LLM, 30 % at 4 bits, GPTQ alone": ("pb-llm", [*GPTQ, "--set", "format.by.share=0.3", *FOUR], "1.9"),
     "STBLLM 4:8": ("st-bllm", [], "0.55"),
     "PTQ1.61 at 1.6": ("ptq161", ["--bits", "1.6"], "1.61"),
     "ARB-LLM at 1.1": ("arb-llm", ["--bits", "1.1"], "1.09"),
@@ -52,28 +62,35 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "BiLLM at 2.7": ("bi-llm", ["--bits", "2.7"], "1.08"),
     "PTQ1.61 at 2.1": ("ptq161", ["--bits", "2.1"], "1.61"),
     "PTQ1.61 at 2.7": ("ptq161", ["--bits", "2.7"], "1.61"),
-    "PB-LLM at 2.7": ("pb-llm", ["--set", "format.salient_bits=4", "--bits", "2.7"], "1.7"),
+    "PB-LLM at 2.7": ("pb-llm", [*FOUR, "--bits", "2.7"], "1.7"),
+    "STBLLM at 1.6": ("st-bllm", ["--bits", "1.6"], "0.55"),
 }
-HEAD = """# Binarization, stored and run
+HEAD = f"""# Binarization, stored and run
 
 Every method below is a recipe: it makes a packed model whose file is as small as the column says, and which the
 kernels run as it lies on disk. "Bits" are stored bits a weight of the block linears, with scales, masks and padding;
 "paper" is what the paper counts. No method is trained here; `bitwright train` does that, from these models
-([training](training.md)). The embedding, tied with the head, has 8 bits in all of them ({table} MB of each file). Rows
-that are not measured yet are missing; the command makes them. Single layers are compared in
-[layer errors](layer-errors.md).
+([training](training.md)). The embedding, tied with the head, has 8 bits in all of them (29 MB of each file). Rows
+that are not measured yet are missing; the command makes them. BitStack is one file for all sizes
+([elastic files](elastic.md)). Single layers are compared in [layer errors](layer-errors.md).
 
-{model}, WikiText-2 test, first {windows} windows of 2048 tokens, 8-bit activations;
-calibration on {tokens} tokens of C4; {machine}, {date}. Seconds are those of `quantize`{busy}. Made by
+SmolLM2-135M-Instruct (float: 19.9), WikiText-2 test, first {WINDOWS} windows of 2048 tokens, 8-bit activations;
+calibration on {TOKENS} tokens of C4; 2 cores that did other work as well, of a Zen 4 server (2026-11-22) or of a Zen 5
+EPYC virtual machine (2026-11-30), so tokens a second and seconds of `quantize` are good for rough ratios of rows of one
+day (PB-LLM's 225 seconds: 7 a block, from 12 blocks with nothing beside them). llama.cpp's types in the same linears:
+65.1 at 2.63 bits (Q2_K), 612 at 2.06 (IQ2_XXS), 1272 at 1.75 (IQ1_M).
+
+Rows are made, and kept in `benchmarks/binarization.json`, by
 
 ```sh
-python benchmarks/binarization.py C4.jsonl.gz wiki.test.raw FOLDER docs/binarization.md
+python benchmarks/binarization.py C4.jsonl.gz wiki.test.raw FOLDER
 ```
 
-| method | bits | paper | MB | perplexity | KL | tokens/s | seconds |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+and this page is written from them by the same command without arguments.
+
+| method | bits | paper | MB | perplexity | KL | tokens/s | seconds | day |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
 """
-MACHINE, DATE = "2 cores of a Zen 4 server", "2026-11-22"
 
 
 def make(name: str, calibration: str, folder: Path) -> dict[str, Any]:
@@ -83,14 +100,14 @@ def make(name: str, calibration: str, folder: Path) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)  # of a run that ended before it could note the time
     start = time.monotonic()
     bitwright("quantize", MODEL, "--recipe", recipe, *options, "--data", calibration, "--tokens", TOKENS, "-o", out)
-    return {"seconds": time.monotonic() - start}
+    return {"seconds": round(time.monotonic() - start), "day": date.today().isoformat()}
 
 
 def measure(names: list[str], text: str, folder: Path) -> dict[str, dict[str, Any]]:
     """Several models in one run: the float model reads the text once for all of them."""
     outs = [place(name, folder) for name in names]
     _, *told = bitwright("compare", MODEL, *outs, "--text", text, "--windows", WINDOWS)["models"]
-    return dict(zip(names, told, strict=True))
+    return {name: {column: row[column] for column in MEASURED} for name, row in zip(names, told, strict=True)}
 
 
 def place(name: str, folder: Path) -> Path:
@@ -100,47 +117,43 @@ def place(name: str, folder: Path) -> Path:
 def page(found: dict[str, Any]) -> str:
     """The page of the rows that are there, by bits."""
     lines = []
-    for name in sorted((n for n in ROWS if n in found), key=lambda n: found[n]["measured"]["stored_bits_per_weight"]):
-        r, m = found[name], found[name]["measured"]
+    for name in sorted((n for n in ROWS if n in found), key=lambda n: found[n]["stored_bits_per_weight"]):
+        r = found[name]
         lines.append(
-            f"| {name} | {m['stored_bits_per_weight']:.2f} | {ROWS[name][2]} | {m['file_bytes'] / 1e6:.1f} "
-            f"| {m['perplexity']:.1f} | {m['kl_mean']:.2f} | {m['tokens_per_second']:.0f} | {r['seconds']:.0f} |"
+            f"| {name} | {r['stored_bits_per_weight']:.2f} | {ROWS[name][2]} | {r['file_bytes'] / 1e6:.1f} "
+            f"| {r['perplexity']:.1f} | {r['kl_mean']:.2f} | {r['tokens_per_second']:.0f} | {r['seconds']:.0f} "
+            f"| {r['day']} |"
         )
-    head = HEAD.format(
-        table="29",
-        model="SmolLM2-135M-Instruct (float: 19.9)",
-        windows=WINDOWS,
-        tokens=TOKENS,
-        machine=MACHINE,
-        date=DATE,
-        busy=" on cores that did other work as well",
-    )
-    return head + "\n".join(lines) + "\n"
+    return HEAD + "\n".join(lines) + "\n"
 
 
-def main(calibration: str, text: str, folder: str, to: str, *wanted: str) -> None:
+def keep(found: dict[str, Any]) -> None:
+    """One line a row, so that rows can be compared and merged."""
+    RESULTS.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()) + "\n}\n")
+
+
+def add(calibration: str, text: str, folder: Path, wanted: list[str]) -> None:
     """All rows that are not there yet, with a line for each: made one by one, then measured together."""
-    home = Path(folder)
-    home.mkdir(parents=True, exist_ok=True)
-    results = home / "results.json"
-    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
-    for name in wanted or ROWS:
-        if name not in found:
+    folder.mkdir(parents=True, exist_ok=True)
+    made_before = folder / "made.json"  # but not measured
+    found = json.loads(RESULTS.read_text())
+    made: dict[str, Any] = json.loads(made_before.read_text()) if made_before.exists() else {}
+    for name in wanted:
+        if name not in found | made:
             try:
-                found[name] = make(name, calibration, home)
+                made[name] = make(name, calibration, folder)
             except subprocess.CalledProcessError as error:
                 print(f"{name}: command failed with exit code {error.returncode}", file=sys.stderr, flush=True)
                 continue
-            results.write_text(json.dumps(found, indent=1))
-    if new := [name for name in found if "measured" not in found[name]]:
-        for name, row in measure(new, text, home).items():
-            found[name]["measured"] = row
-        results.write_text(json.dumps(found, indent=1))
-    Path(to).write_text(page(found))
-    for name in (n for n in wanted or ROWS if n in found):
-        m = found[name]["measured"]
-        print(f"{name}: {m['stored_bits_per_weight']:.3f} bits, perplexity {m['perplexity']:.2f}", flush=True)
+            made_before.write_text(json.dumps(made, indent=1))
+    new = [name for name in made if name not in found]
+    for name, row in (measure(new, text, folder) if new else {}).items():
+        found[name] = row | made[name]
+        print(f"{name}: {row['stored_bits_per_weight']:.3f} bits, perplexity {row['perplexity']:.2f}", flush=True)
+    keep(found)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:]:
+        add(*sys.argv[1:3], Path(sys.argv[3]), sys.argv[4:] or list(ROWS))
+    PAGE.write_text(page(json.loads(RESULTS.read_text())))

@@ -30,10 +30,13 @@ from bitwright.solvers.rtn import Rtn
 LAYERS = ("5.self_attn.q_proj", "4.self_attn.v_proj", "1.mlp.down_proj")
 ROWS, LENGTH, COUNT = 192, 512, 20
 SPLIT, ARB = Residual(2, 128, "split"), Residual(2, 128, rounds=3)
+PB = Mixed(Binary(), Salience(0.3), 4)
 METHODS: dict[str, tuple[Format, Solver]] = {
     "one plane, rounded to nearest": (Binary(128), Rtn()),
     "PB-LLM, 10 % at 4 bits": (Mixed(Binary(128), Salience(0.1), 4), Gptq()),
     "PB-LLM, 5 % at 8 bits": (Mixed(Binary(128), Salience(0.05), 8), Gptq()),
+    "PB-LLM, 30 % at 4 bits, GPTQ alone": (PB, Gptq()),
+    "PB-LLM, 30 % at 4 bits, damping 0.05": (PB, Gptq(damping=0.05)),
     "magnitude split alone, unweighted scales": (SPLIT, Gptq(weighted=False)),
     "magnitude split alone": (SPLIT, Gptq()),
     "magnitude split alone, group 64": (replace(SPLIT, group=64), Gptq()),

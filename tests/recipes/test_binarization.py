@@ -71,7 +71,7 @@ def test_scales_that_ignore_the_hessian_ruin_billm(layer: tuple[torch.Tensor, He
 
 
 def test_error_feedback_and_descent_help_every_fit(layer: tuple[torch.Tensor, Hessian]) -> None:
-    for fmt in (Zoned(), Residual(2, 128, columns="own")):
+    for fmt in (Zoned(), Residual(2, 128, columns="own"), Mixed(Binary(), Salience(0.3), 4)):
         errors = [error(layer, fmt, solver) for solver in (Descent(), Gptq(), Rtn())]
         assert errors == sorted(errors)
         assert errors[0] < 0.93 * errors[1]
