@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitwright.calibrate.tokens import first_token
+from bitwright.models.continuation import continued
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,9 +81,9 @@ def _search(
     while ids.shape[1] < length:
         step(ids.shape[1])
         used.now = torch.zeros_like(counts)
-        out = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        counts, cache = counts + used.now, out.past_key_values
-        logs = out.logits[:, -1].float().log_softmax(-1).view(group, BRANCHES, -1)
+        logits, cache = continued(model, ids[:, -1:], cache, logits_to_keep=1)
+        counts = counts + used.now
+        logs = logits[:, -1].float().log_softmax(-1).view(group, BRANCHES, -1)
         vocabulary = logs.shape[-1]
         if ids.shape[1] == 1:  # all branches are alike: each is given another token
             token = torch.multinomial(logs[:, 0].exp(), BRANCHES, generator=draw)

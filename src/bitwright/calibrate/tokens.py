@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import BadInput, WorkFailed
+from bitwright.models.continuation import continued
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -149,9 +150,8 @@ def _sampled(model: PreTrainedModel, first: int, draws: Tensor, step: Callable[[
     ids = torch.full((len(draws), 1), first, dtype=torch.int64)
     state = None
     for draw in torch.split(draws, 1, dim=1):
-        out = model(input_ids=ids[:, -1:], past_key_values=state, use_cache=True)
-        state = out.past_key_values
-        sums = out.logits[:, -1].softmax(-1).cumsum(-1, dtype=torch.float64)
+        logits, state = continued(model, ids[:, -1:], state)
+        sums = logits[:, -1].softmax(-1).cumsum(-1, dtype=torch.float64)
         chosen = torch.searchsorted(sums, draw * sums[:, -1:], right=True).clamp_max(sums.shape[1] - 1)
         ids = torch.cat([ids, chosen], dim=1)
         step()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import BadField, BadInput, Refused
+from bitwright.models.continuation import continued
 from bitwright.protocols import Adaptive, Format
 from bitwright.runtime import native
 from bitwright.runtime.engine import Compiled, Engine, build, open_engine
@@ -160,12 +161,12 @@ def torch_tokens(
     new, cache = torch.tensor([list(ids)]), None
     for _ in range(min(limit, positions - len(ids))):
         with torch.inference_mode():
-            out = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            token = _choose(out.logits[0, -1].float(), sampling, generator)
+            logits, cache = continued(model, new, cache, logits_to_keep=1)
+            token = _choose(logits[0, -1].float(), sampling, generator)
         if token in stop:
             return
         yield token
-        new, cache = torch.tensor([[token]]), out.past_key_values
+        new = torch.tensor([[token]])
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
