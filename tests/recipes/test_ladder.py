@@ -101,7 +101,7 @@ def test_the_order_of_recipes_without_training(
 def test_pb_llm_needs_damping_and_descent(
     ladder: tuple[Path, Ladder], stories: tuple[Path, Path], loss: Loss, tmp_path: Path
 ) -> None:
-    """Little damping lets scales of one-bit values follow curvatures that calibration does not know well."""
+    """Each of them lowers the loss: GPTQ as it is, with the damping of the recipe, with descent behind it."""
     little, more = {"solver": '{"kind": "gptq"}'}, {"solver": '{"kind": "gptq", "damping": 0.05}'}
     found = []
     for i, own in enumerate((little, more, {})):

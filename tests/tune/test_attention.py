@@ -46,3 +46,17 @@ def test_other_attention_stays() -> None:
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL), attn_implementation="eager")
     attention.use(model)
     assert model.config._attn_implementation == "eager"
+
+
+def test_what_is_not_plainly_causal_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "causal", lambda *_: pytest.fail("ours was used"))
+    query, key = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
+    module = torch.nn.Module()
+    for others in ({"is_causal": False}, {"position_bias": torch.zeros(1, 2, 5, 5)}, {"dropout": 0.5}):
+        attention._attend(module, query, key, key, None, **others)
+    attention._attend(module, query, key, key, torch.ones(1, 1, 5, 5, dtype=torch.bool))
+    attention._attend(module, query[:, :, :1], key, key, None)
+    module.is_causal = False  # type: ignore[assignment]
+    attention._attend(module, query, key, key, None)
+    with pytest.raises(ValueError, match="softcap"):
+        attention._attend(module, query, key, key, None, softcap=30.0)

@@ -1,8 +1,8 @@
 """PB-LLM (arXiv 2310.00034): a few salient weights at 8 or 4 bits, all others binary.
 
 Salience is w^2 / u^2 (rise of the loss if the weight were dropped); both kinds go through one GPTQ loop, then through
-descent under the Hessian, since scales of whole rows were fitted before compensation moved the weights
-(solver={"kind": "gptq"} leaves it out). Damping is five times GPTQ's: one-bit values take up compensation badly.
+descent under the Hessian (solver={"kind": "gptq"} leaves it out). Damping is five times GPTQ's. Both measured
+better (docs/layer-errors.md).
 Stored bits a weight, with a bitmap: 1 (signs) + 1 (bitmap) + share * salient bits + 32 / group + 32 / columns.
 """
 

@@ -1,6 +1,7 @@
 """Causal attention for learning on a CPU: blocks of queries against the keys before them, by plain matrix products.
 
-Half of what the fused kernel of torch takes, forward and back, or less (`benchmarks/learning.py`).
+Half of what the fused kernel of torch takes, forward and back, or less (`benchmarks/learning.py`), for half of the
+probabilities [T, T] of each head in memory from forward to back.
 """
 
 from __future__ import annotations
@@ -84,8 +85,10 @@ def _attend(
     """As transformers calls it: what is not plainly causal goes to torch's attention. Returns [B, T, H, d]."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    plain = attention_mask is None and query.shape[2] == key.shape[2] and not others.get("dropout")
-    if not plain or others.get("is_causal") is False or others.get("position_bias") is not None:
+    asked = others.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if asked is None else asked
+    plain = is_causal and attention_mask is None and query.shape[2] == key.shape[2]
+    if not plain or others.get("dropout") or any(others.get(name) is not None for name in ("softcap", "position_bias")):
         found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **others
         )
