@@ -75,10 +75,10 @@ that are not measured yet are missing; the command makes them. BitStack is one f
 ([elastic files](elastic.md)). Single layers are compared in [layer errors](layer-errors.md).
 
 SmolLM2-135M-Instruct (float: 19.9), WikiText-2 test, first {WINDOWS} windows of 2048 tokens, 8-bit activations;
-calibration on {TOKENS} tokens of C4; 2 cores that did other work as well, of a Zen 4 server (2026-11-22) or of a Zen 5
-EPYC virtual machine (2026-11-30), so tokens a second and seconds of `quantize` are good for rough ratios of rows of one
-day (PB-LLM's 225 seconds: 7 a block, from 12 blocks with nothing beside them). llama.cpp's types in the same linears:
-65.1 at 2.63 bits (Q2_K), 612 at 2.06 (IQ2_XXS), 1272 at 1.75 (IQ1_M).
+calibration on {TOKENS} tokens of C4; 2 cores of a Zen 4 server that did other work as well (2026-11-22; these rows were
+kept as rounded) or of a Zen 5 EPYC virtual machine (2026-11-30), so tokens a second and seconds of `quantize` compare
+within a day only. llama.cpp's types in the same linears: 65.1 at 2.63 bits (Q2_K), 612 at 2.06 (IQ2_XXS), 1272 at 1.75
+(IQ1_M).
 
 Rows are made, and kept in `benchmarks/binarization.json`, by
 
