@@ -49,7 +49,8 @@ LLAMA = {4.25: 22.05, 3.44: 28.27, 3.06: 35.79, 2.63: 65.1, 2.56: 105.8, 2.06: 6
 ROWS: dict[str, Row] = {
     **{f"{bits} fast": Row("trellis", bits) for bits in (2.06, 3.06, 2.56, 1.75, 4.25)},
     **{f"{bits} default": Row("trellis", bits, steps=STEPS) for bits in (2.06, 3.06, 2.56, 1.75)},
-    "2.06 long": Row("trellis", 2.06, steps=6 * STEPS),
+    **{f"{bits} long": Row("trellis", bits, steps=6 * STEPS) for bits in (2.06, 3.06)},
+    "2.06 longest": Row("trellis", 2.06, steps=10 * STEPS),  # each text once
     **{f"{size} default": Row("trellis", size, steps=STEPS) for size in ("45MB", "38MB", "32MB")},
     **{f"Gemma {bits} fast": Row("trellis", bits, model=GEMMA) for bits in (2.06, 3.06)},
     **{f"Gemma {bits} default": Row("trellis", bits, steps=STEPS, model=GEMMA) for bits in (2.06, 3.06)},

@@ -116,3 +116,17 @@ def test_published_files_have_the_layout(bigram, tokenizer, name: str) -> None:
     rows = read_rows(TASKS[name], shared)
     assert len(rows) == published[name]
     assert name == "lambada_openai" or all(0 <= row["gold"] < 5 for row in rows)
+
+
+def test_what_needs_the_same_logits_is_read_once(bigram, tokenizer) -> None:
+    from bitwright.evaluate.harness import HarnessModel
+
+    read: list[torch.Tensor] = []
+    model = bigram()
+    model.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    asked = [([1, 2, 3], [4]), ([1, 2, 3], [5]), ([1, 2], [3, 4]), ([9], [8])]
+    found = HarnessModel(model, tokenizer, 64)._loglikelihood_tokens([(("", ""), *pair) for pair in asked])
+    assert [row.tolist() for row in read] == [[[1, 2, 3], [9, 256, 256]]]
+    logs = model(torch.tensor([[1, 2, 3], [9, 256, 256]])).logits.log_softmax(-1)
+    wanted = [logs[0, 2, 4], logs[0, 2, 5], logs[0, 1, 3] + logs[0, 2, 4], logs[1, 0, 8]]
+    torch.testing.assert_close(torch.tensor([score for score, _ in found]), torch.stack(wanted).detach())

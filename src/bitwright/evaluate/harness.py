@@ -47,21 +47,22 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return list(self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)))
 
     def _loglikelihood_tokens(self, requests: list[Request], **_: Any) -> list[tuple[float, bool]]:
-        inputs = [(context + continuation)[-(self.max_positions + 1) :] for _, context, continuation in requests]
-        order = iter(sorted(range(len(requests)), key=lambda i: -len(inputs[i])))
+        alike: dict[tuple[int, ...], list[int]] = {}  # answers of one token need the same logits
+        for i, (_names, context, continuation) in enumerate(requests):
+            alike.setdefault(tuple((context + continuation)[-(self.max_positions + 1) : -1]), []).append(i)
+        order = iter(sorted(alike, key=len, reverse=True))
         answers: dict[int, tuple[float, bool]] = {}
         for first in order:
-            rest = islice(order, max(1, BATCH_TOKENS // len(inputs[first])) - 1)
-            batch = [first, *rest]
-            for i, logits in zip(batch, self._logits([inputs[i][:-1] for i in batch]), strict=True):
-                continuation = torch.tensor(requests[i][2])
-                end = len(inputs[i]) - 1
-                answers[i] = _likelihood(logits[end - len(continuation) : end], continuation)
+            batch = [first, *islice(order, max(1, BATCH_TOKENS // len(first)) - 1)]
+            for row, logits in zip(batch, self._logits(batch), strict=True):
+                for i in alike[row]:
+                    wanted = torch.tensor(requests[i][2])
+                    answers[i] = _likelihood(logits[len(row) - len(wanted) : len(row)], wanted)
             if self.progress is not None:
                 self.progress(len(answers), len(requests))
         return [answers[i] for i in range(len(requests))]
 
-    def _logits(self, rows: list[list[int]]) -> Tensor:
+    def _logits(self, rows: list[tuple[int, ...]]) -> Tensor:
         padded = torch.full((len(rows), max(map(len, rows))), self.eot_token_id)
         for target, row in zip(padded, rows, strict=True):
             target[: len(row)] = torch.tensor(row)
