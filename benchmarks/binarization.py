@@ -5,7 +5,9 @@ is kept in binarization.json beside this script, and rows that are there are not
 
     python benchmarks/binarization.py CALIBRATION.jsonl.gz WIKITEXT.raw FOLDER [ROW ...]
 
-Without arguments it writes the page of the rows that are there.
+Without arguments it writes the page of the rows that are there; `python benchmarks/binarization.py speed FOLDER` takes
+the tokens a second of the models in FOLDER anew, in turns, as quantizing slows down what is measured beside it, and
+what they take in memory.
 """
 
 from __future__ import annotations
@@ -17,15 +19,20 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from command import bitwright
 
+from bitwright.cli.subject import open_subject
+
 HOME = Path(__file__).parent
 RESULTS, PAGE = HOME / "binarization.json", HOME.parent / "docs" / "binarization.md"
+ELASTIC = HOME / "elastic.json"  # written by elastic.py
 MODEL = "smollm2"
 TOKENS = 10240
 WINDOWS = 10
+TURNS, PROMPT = 5, list(range(1000, 1016))
 MEASURED = ("stored_bits_per_weight", "file_bytes", "perplexity", "kl_mean", "tokens_per_second")
 FINE = (
     'rules=[["*.v_proj",{"kind":"integer","bits_per_code":6,"group":64,"search":20}],'
@@ -59,12 +66,26 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "ARB-LLM at 2.1": ("arb-llm", ["--bits", "2.1"], "1.09"),
     "ARB-LLM at 2.7": ("arb-llm", ["--bits", "2.7"], "1.09"),
     "BiLLM at 2.1": ("bi-llm", ["--bits", "2.1"], "1.08"),
-    "BiLLM at 2.7": ("bi-llm", ["--bits", "2.7"], "1.08"),
     "PTQ1.61 at 2.1": ("ptq161", ["--bits", "2.1"], "1.61"),
     "PTQ1.61 at 2.7": ("ptq161", ["--bits", "2.7"], "1.61"),
     "PB-LLM at 2.7": ("pb-llm", [*FOUR, "--bits", "2.7"], "1.7"),
     "STBLLM at 1.6": ("st-bllm", ["--bits", "1.6"], "0.55"),
+    "DB-LLM at 2.1, start": ("db-llm", ["--bits", "2.1"], "2.5"),
+    "PTQ1.61 at 1.1": ("ptq161", ["--bits", "1.1"], "1.61"),
+    "STBLLM at 1.1": ("st-bllm", ["--bits", "1.1"], "0.55"),
 }
+NAMES = {
+    "bit-stack": "BitStack",
+    "onebit": "OneBit, start",
+    "binary-mos": "BinaryMoS, start",
+    "ptq161": "PTQ1.61",
+    "st-bllm": "STBLLM",
+    "bi-llm": "BiLLM",
+    "arb-llm": "ARB-LLM",
+    "db-llm": "DB-LLM, start",
+    "pb-llm": "PB-LLM",
+}
+COLUMNS = (1.1, 1.6, 2.1, 2.7)
 HEAD = f"""# Binarization, stored and run
 
 Every method below is a recipe: it makes a packed model whose file is as small as the column says, and which the
@@ -88,8 +109,16 @@ python benchmarks/binarization.py C4.jsonl.gz wiki.test.raw FOLDER
 
 and this page is written from them by the same command without arguments.
 
-| method | bits | paper | MB | perplexity | KL | tokens/s | seconds | day |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+| method | bits | paper | MB | in memory, MB | perplexity | KL | tokens/s | seconds | day |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+"""
+EQUAL = """
+
+## At equal bits
+
+The best perplexity that each method has among the rows above with so many stored bits (to one digit) or fewer, and the
+bits it took. BitStack is one file ([elastic files](elastic.md)). "-": the method stores more than that.
+
 """
 
 
@@ -110,8 +139,47 @@ def measure(names: list[str], text: str, folder: Path) -> dict[str, dict[str, An
     return {name: {column: row[column] for column in MEASURED} for name, row in zip(names, told, strict=True)}
 
 
+def speeds(folder: Path) -> None:
+    """Tokens a second of every model that is there, the median of `TURNS` turns, and what it takes in memory."""
+    found = json.loads(RESULTS.read_text())
+    subjects = {name: open_subject(str(place(name, folder))) for name in found if place(name, folder).exists()}
+    speakers = {name: subject.speaker() for name, subject in subjects.items()}
+    rates: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(TURNS):
+        for name, speaker in speakers.items():
+            start = time.perf_counter()
+            count = sum(1 for _ in speaker.tokens(PROMPT, 64))
+            rates[name].append(count / (time.perf_counter() - start))
+    for name, every in rates.items():
+        found[name]["tokens_per_second"] = median(every)
+        command = [sys.executable, HOME / "memory.py", place(name, folder)]
+        found[name]["memory"] = int(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    keep(found)
+
+
 def place(name: str, folder: Path) -> Path:
     return folder / "".join(c if c.isalnum() else "-" for c in name)
+
+
+def at_most(bits: float, rows: list[dict[str, Any]]) -> str:
+    """The best perplexity that a method has with so many bits (to one digit), and the bits that it took."""
+    fitting = [row for row in rows if round(row["stored_bits_per_weight"], 1) <= bits]
+    if not fitting:
+        return "-"
+    best = min(fitting, key=lambda row: row["perplexity"])
+    return f"{best['perplexity']:.1f} ({best['stored_bits_per_weight']:.2f})"
+
+
+def equal(found: dict[str, Any]) -> str:
+    """Methods side by side at equal bits."""
+    rows: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in NAMES}
+    for name, row in found.items():
+        rows[ROWS[name][0]].append(row)
+    rows["bit-stack"] = json.loads(ELASTIC.read_text())["rows"]
+    lines = [f"| method | {' | '.join(map(str, COLUMNS))} |", f"| --- |{' ---: |' * len(COLUMNS)}"]
+    for recipe, name in NAMES.items():
+        lines.append(f"| {name} | {' | '.join(at_most(bits, rows[recipe]) for bits in COLUMNS)} |")
+    return "\n".join(lines)
 
 
 def page(found: dict[str, Any]) -> str:
@@ -119,12 +187,13 @@ def page(found: dict[str, Any]) -> str:
     lines = []
     for name in sorted((n for n in ROWS if n in found), key=lambda n: found[n]["stored_bits_per_weight"]):
         r = found[name]
+        memory = f"{r['memory'] / 1e6:.0f}" if "memory" in r else ""
         lines.append(
             f"| {name} | {r['stored_bits_per_weight']:.2f} | {ROWS[name][2]} | {r['file_bytes'] / 1e6:.1f} "
-            f"| {r['perplexity']:.1f} | {r['kl_mean']:.2f} | {r['tokens_per_second']:.0f} | {r['seconds']:.0f} "
-            f"| {r['day']} |"
+            f"| {memory} | {r['perplexity']:.1f} | {r['kl_mean']:.2f} | {r['tokens_per_second']:.0f} "
+            f"| {r['seconds']:.0f} | {r['day']} |"
         )
-    return HEAD + "\n".join(lines) + "\n"
+    return HEAD + "\n".join(lines) + EQUAL + equal(found) + "\n"
 
 
 def keep(found: dict[str, Any]) -> None:
@@ -154,6 +223,8 @@ def add(calibration: str, text: str, folder: Path, wanted: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if sys.argv[1:2] == ["speed"]:
+        speeds(Path(sys.argv[2]))
+    elif sys.argv[1:]:
         add(*sys.argv[1:3], Path(sys.argv[3]), sys.argv[4:] or list(ROWS))
     PAGE.write_text(page(json.loads(RESULTS.read_text())))

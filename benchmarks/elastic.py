@@ -11,7 +11,6 @@ Without arguments it prints the table of what was found.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from command import bitwright
+from memory import resident
 
 from bitwright.cli.measure import measure
 from bitwright.cli.output import progress
@@ -52,13 +52,6 @@ def budgets(folder: str) -> list[int]:
     return sorted(set(found))
 
 
-def held() -> int:
-    """Bytes of memory of this process, without pages of files."""
-    gc.collect()
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
 def walk(folder: str, sizes: list[int]) -> list[dict[str, Any]]:
     """Up and down through the sizes: bytes read at each, and memory above that of the process before the model."""
     reads = 0
@@ -74,16 +67,16 @@ def walk(folder: str, sizes: list[int]) -> list[dict[str, Any]]:
     import bitwright.runtime.generate  # noqa: F401  (so that imports do not count as memory of the model)
 
     list(ElasticModel(folder, sizes[0]).generator().tokens([1, 2, 3], 2))
-    before, reads = held(), 0
+    before, reads = resident(), 0
     model = ElasticModel(folder, sizes[0])
     rows: list[dict[str, Any]] = []
     for size in [*sizes, *reversed(sizes[:-1])]:
         model.resize(size)
         list(model.generator().tokens([1, 2, 3], 16))
         if len(rows) < len(sizes):
-            rows.append({"bytes": size, "read": reads, "held": held() - before})
+            rows.append({"bytes": size, "read": reads, "held": resident() - before})
         else:
-            next(row for row in rows if row["bytes"] == size)["held_after"] = held() - before
+            next(row for row in rows if row["bytes"] == size)["held_after"] = resident() - before
     return rows
 
 

@@ -10,6 +10,7 @@
 #include "activations.h"
 #include "bind.h"
 #include "dispatch.h"
+#include "engine/arena.h"
 #include "reference.h"
 #include "roofline.h"
 #include "scores.h"
@@ -19,14 +20,14 @@ namespace bitwright {
 namespace {
 
 // The tensor in attribute `name`, of the given type and contiguous; kept alive in `owners`.
-Array array_of(nb::handle term, const char* name, nb::dlpack::dtype type, Owned& owners) {
+template <class Owners> Array array_of(nb::handle term, const char* name, nb::dlpack::dtype type, Owners& owners) {
   const nb::object value = term.attr(name);
   if (value.is_none()) return {};
   nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> a;
   if (!nb::try_cast(value, a, false))
     throw nb::type_error((std::string(name) + " must be a contiguous array in main memory").c_str());
   if (a.dtype() != type) throw nb::type_error((std::string(name) + " has the wrong element type").c_str());
-  owners.push_back(nb::cast(a));
+  owners.emplace_back(a.data(), nb::cast(a));
   Array out;
   out.given = true;
   out.data = static_cast<const uint8_t*>(a.data());
@@ -35,7 +36,7 @@ Array array_of(nb::handle term, const char* name, nb::dlpack::dtype type, Owned&
   return out;
 }
 
-TermSource source_of(nb::handle term, Owned& owners) {
+template <class Owners> TermSource source_of(nb::handle term, Owners& owners) {
   const auto u8 = nb::dtype<uint8_t>(), i32 = nb::dtype<int32_t>();
   const nb::dlpack::dtype f16{uint8_t(nb::dlpack::dtype_code::Float), 16, 1};
   TermSource s;
@@ -73,8 +74,12 @@ Matrix PyMatrix::make(const nb::sequence& terms, int rows, int columns, const nb
   return Matrix(sources, rows, columns, b.data());
 }
 
-namespace {
+void PyMatrix::release(const Arena& arena) {
+  owners_.erase(std::remove_if(owners_.begin(), owners_.end(), [&](const auto& own) { return arena.left(own.first); }),
+                owners_.end());
+}
 
+namespace {
 
 void check_columns(const PyMatrix& m, const Rows& x) {
   if (x.shape(1) != size_t(m.get().view().columns))

@@ -12,16 +12,20 @@ namespace nb = nanobind;
 using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Owned = std::vector<nb::object>;
 
+class Arena;
+
 class PyMatrix {
  public:
   PyMatrix(nb::sequence terms, int rows, int columns, nb::object bias);
 
   const Matrix& get() const { return matrix_; }
+  // Lets go of what an arena has copied: nobody may look at the matrix but through the arena's view any more.
+  void release(const Arena& arena);
 
  private:
   Matrix make(const nb::sequence& terms, int rows, int columns, const nb::object& bias);
 
-  Owned owners_;  // of the memory that the matrix views
+  std::vector<std::pair<const void*, nb::object>> owners_;  // of the memory that the matrix views, and where it is
   Matrix matrix_;
 };
 

@@ -3,6 +3,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "bind.h"
 #include "dispatch.h"
 #include "engine/arena.h"
@@ -44,7 +48,24 @@ class PlanReader {
     } else {
       p.embedding = floats(table, size_t(p.vocabulary) * p.hidden, "the embedding has the wrong shape");
     }
+    for (nb::handle file : source_.attr("files")) {
+      const auto a = nb::cast<nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(file, false);
+      owners.push_back(nb::cast(a));
+      if (!in_place_) arena.give_back(a.data(), a.size());
+    }
     plan.arena = &arena;
+  }
+
+  // Once weights are copied: lets go of what they were copied from, where nobody else has the matrix.
+  void settle() {
+    if (settled_ || !arena.full()) return;
+    settled_ = true;
+    PyMatrix* m = nullptr;
+    for (nb::object& owner : owners)
+      if (Py_REFCNT(owner.ptr()) == 1 && nb::try_cast(owner, m)) m->release(arena);
+#ifdef __GLIBC__
+    malloc_trim(0);  // or what made these weights stays with the process
+#endif
   }
 
   Plan plan;
@@ -122,6 +143,7 @@ class PlanReader {
   }
 
   nb::handle source_;
+  bool settled_ = false;
   bool in_place_;  // packed weights stay where they are, so that they are in memory once and may change one by one
 };
 
@@ -138,6 +160,7 @@ class PyEngine {
       nb::gil_scoped_release released;
       engine_.forward(sequence, tokens.data(), int(tokens.size()), all, logits.get());
     }
+    reader_.settle();
     return owned_array(std::move(logits), {rows, columns});
   }
 
@@ -150,6 +173,7 @@ class PyEngine {
       nb::gil_scoped_release released;
       engine_.step(sequences, tokens.data(), logits.get());
     }
+    reader_.settle();
     return owned_array(std::move(logits), {rows, columns});
   }
 
@@ -158,12 +182,15 @@ class PyEngine {
                 const std::vector<int>& before) {
     check(prompt);
     const Sampling sampling{temperature, top_k, top_p, min_p, repetition_penalty, seed};
-    nb::gil_scoped_release released;
-    engine_.generate(before, prompt, limit, sampling, stops, std::max(chunk, 1), [&](const std::vector<int>& tokens) {
-      nb::gil_scoped_acquire held;
-      if (PyErr_CheckSignals() != 0) throw nb::python_error();
-      return nb::cast<bool>(emit(nb::cast(tokens)));
-    });
+    {
+      nb::gil_scoped_release released;
+      engine_.generate(before, prompt, limit, sampling, stops, std::max(chunk, 1), [&](const std::vector<int>& tokens) {
+        nb::gil_scoped_acquire held;
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        return nb::cast<bool>(emit(nb::cast(tokens)));
+      });
+    }
+    reader_.settle();
   }
 
   Engine& engine() { return engine_; }

@@ -5,10 +5,23 @@
 
 #include "team.h"
 
+#ifdef __linux__
+#include <unistd.h>
+#endif
+
 namespace bitwright {
 namespace {
 
 size_t padded(size_t bytes) { return (bytes + kVector - 1) / kVector * kVector; }
+
+// Pages that lie within; of a mapped file they are read again when somebody looks.
+void drop_pages(const uint8_t* data, size_t bytes) {
+#ifdef __linux__
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), from = (uintptr_t(data) + page - 1) / page * page;
+  const uintptr_t to = (uintptr_t(data) + bytes) / page * page;
+  if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+#endif
+}
 
 // Calls visit(pointer, bytes) for every stream of weights and scales; codes that several terms share are one stream. Values
 // of a bitmap have their own padded end and stay.
@@ -48,8 +61,10 @@ void Arena::fill(Team& team, int threads) {
     });
   });
   each([&](auto*& stream, size_t, size_t at) {
+    left_.insert(stream);
     stream = reinterpret_cast<std::remove_reference_t<decltype(stream)>>(memory_.get() + at);
   });
+  for (const auto& [data, bytes] : files_) drop_pages(data, bytes);
 }
 
 }  // namespace bitwright

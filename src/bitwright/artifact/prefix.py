@@ -28,6 +28,8 @@ from bitwright.protocols import Elastic
 class PartFile:
     """One safetensors file, of which nothing but the header is read by itself; it may end before the header says."""
 
+    mapped = None
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, os.O_RDONLY)

@@ -48,6 +48,11 @@ class StoredFile(Protocol):
     bytes: int
     entries: dict[str, Entry]
 
+    @property
+    def mapped(self) -> Tensor | None:
+        """Uint8, all of the file, where tensors are views of a mapped one."""
+        ...
+
     def tensor(self, name: str) -> Tensor:
         """One of the tensors."""
         ...
@@ -66,12 +71,12 @@ class TensorFile:
             mapped.madvise(mmap.MADV_WILLNEED)  # in one go, not page by page as scales between the codes are checked
         with warnings.catch_warnings():  # torch has no read-only tensors and says so
             warnings.filterwarnings("ignore", "The given buffer is not writable")
-            self._data = torch.frombuffer(mapped, dtype=torch.uint8)
+            self.mapped = torch.frombuffer(mapped, dtype=torch.uint8)
 
     def tensor(self, name: str) -> Tensor:
         """A view of the file, or a copy where the tensor starts between two items."""
         entry = self.entries[name]
-        raw = self._data[entry.start : entry.start + entry.spec.bytes]
+        raw = self.mapped[entry.start : entry.start + entry.spec.bytes]
         if entry.start % entry.spec.dtype.itemsize:
             raw = raw.clone()
         return raw.view(entry.spec.dtype).view(entry.spec.shape)

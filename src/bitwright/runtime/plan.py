@@ -63,6 +63,7 @@ class Plan:
     gelu: bool  # else SiLU
     fine_cache: bool
     in_place: bool  # weights stay where they lie, else they are copied side by side, from where they stream faster
+    files: list[Tensor]  # mapped ones that weights are views of: the system may have their memory once they are copied
     frequencies: list[Tensor]
     rope_scales: list[float]
     layers: list[Layer]
@@ -79,6 +80,8 @@ class Plan:
 
 class Weights(Protocol):
     """Weights by the names that modules have in transformers. `BadArtifact` where there is none."""
+
+    files: list[Tensor]
 
     def product(self, name: str, bias: Tensor | None) -> Weight:
         """The weight of a linear layer, float32 [R] `bias` included."""
@@ -134,6 +137,7 @@ def read_plan(config: Any, weights: Weights, fine_cache: bool, in_place: bool = 
         gelu=_activation(config) != "silu",
         fine_cache=fine_cache,
         in_place=in_place,
+        files=weights.files,
         frequencies=[frequencies for frequencies, _ in kinds.values()],
         rope_scales=[factor for _, factor in kinds.values()],
         layers=[_layer(config, weights, i, list(kinds)) for i in range(config.num_hidden_layers)],

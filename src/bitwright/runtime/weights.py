@@ -25,6 +25,7 @@ class ModuleWeights:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self.files: list[Tensor] = []
         self._tables: dict[int, _core.Matrix] = {}  # by address of the codes: a tied head shares its table's
 
     def product(self, name: str, bias: Tensor | None) -> Weight:
@@ -67,6 +68,7 @@ class StoredWeights:
 
     def __init__(self, artifact: Artifact, tied: bool, activations: Activations = "int8") -> None:
         self._artifact = artifact
+        self.files = [file.mapped for file in artifact.files if file.mapped is not None]
         self._activations = activations
         self._packed = {weight.name: weight for weight in artifact.weights()}
         self._kept = frozenset(artifact.kept)
