@@ -119,7 +119,8 @@ struct Workspace {
 void multiply_part(const Kernels& level, const MatrixView& m, const float* x, size_t stride_x, int count, int first, int last,
                    float* y, size_t stride_y) {
   static thread_local Workspace space;
-  if (space.capacity < m.scratch) space.scratch = allocate(space.capacity = m.scratch);
+  const size_t bytes = kMaxTiles * m.scratch;
+  if (space.capacity < bytes) space.scratch = allocate(space.capacity = bytes);
   const int most = kMaxBlocks * level.tokens;
   for (int t = 0; t < count; t += most) {
     space.activations.fill_all(level, m, x + t * stride_x, stride_x, std::min(most, count - t));

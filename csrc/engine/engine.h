@@ -67,7 +67,7 @@ class Engine {
   };
   struct Worker {
     ActivationBlocks blocks[3];
-    std::vector<float> hidden;
+    Memory<float> hidden;
     Memory<> scratch;
     Memory<Query> queries;  // [kQueries]
   };
@@ -115,8 +115,9 @@ class Engine {
   std::vector<Worker> workers_;
   int64_t blocks_ = 0;        // since the engine was made
   int count_ = 0, rows_ = 0;  // tokens of the block, and how many of them go through the current product
-  // [tokens][...] of one block
-  std::vector<float> x_, q_, k_, v_, mixed_, out_, gate_, up_;
+  // [tokens][...] of one block, inside `activations_`
+  float *x_, *q_, *k_, *v_, *mixed_, *out_, *gate_, *up_;
+  Memory<float> activations_;
   std::vector<std::vector<float>> cosine_, sine_;
 };
 

@@ -23,7 +23,7 @@ alignas(kVector) static constexpr Table table{};
 struct Policy {
   using V = __m512i;
   using F = __m512;
-  static constexpr int tokens = 16, chains = 8;
+  static constexpr int tokens = 16, tiles = 2, chains = 8;
   static constexpr bool expands = true, looks_up = true, dots_words = true, spreads = true;
 
   static V load(const void* p) { return _mm512_loadu_si512(p); }
@@ -46,7 +46,11 @@ struct Policy {
   using Quad = const int32_t __attribute__((may_alias, aligned(1)));
   static Quad* quad_at(const int8_t* q) { return reinterpret_cast<Quad*>(q); }
   static V quad(const int8_t* q) { return _mm512_set1_epi32(*quad_at(q)); }
-  static V dot(V acc, V codes, V q) { return _mm512_dpbusd_epi32(acc, codes, q); }
+  // GCC 12 moves the sums of a loop from register to register, and some to memory, where it sees more than an instruction.
+  static V dot(V acc, V codes, V q) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(q));
+    return acc;
+  }
   static constexpr int key_offset = -128;
   static V key(V codes) { return codes; }
   static V dot_key(V acc, V codes, V q) { return dot(acc, codes, q); }

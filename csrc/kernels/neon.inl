@@ -9,7 +9,7 @@ struct Policy {
   struct F {
     float32x4_t r[4];
   };
-  static constexpr int tokens = 4;
+  static constexpr int tokens = 4, tiles = 1;
   static constexpr bool expands = false, looks_up = false, dots_words = false;
 
   template <class Each> static V each(Each part) { return {{part(0), part(1), part(2), part(3)}}; }

@@ -17,7 +17,7 @@ struct Policy {
   struct F {
     alignas(16) float f[kLanes];
   };
-  static constexpr int tokens = 4;
+  static constexpr int tokens = 4, tiles = 1;
   static constexpr bool expands = false, looks_up = false, dots_words = false;
 
   template <class Each> static V bytes(Each each) {

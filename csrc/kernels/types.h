@@ -12,8 +12,9 @@ constexpr int kLanes = 16;         // rows of a tile
 constexpr int kVector = 64;        // bytes of a vector: a column quad of every row
 constexpr int kMaxTerms = 16;      // of one matrix
 constexpr int kMaxTokens = 16;     // of one block of activations
-constexpr int kMaxBlocks = 4;      // blocks that share one unpacking of the weights
-constexpr int kStretch = 512;      // columns unpacked at a time (one group where that is longer)
+constexpr int kMaxTiles = 2;       // multiplied at a time
+constexpr int kMaxBlocks = 8;      // blocks that share one unpacking of the weights
+constexpr int kStretch = 640;      // columns unpacked at a time at most (one group where that is longer)
 constexpr int kDots = 12;          // products of one round of `dots`
 constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 
@@ -56,7 +57,7 @@ struct MatrixView {
   int group, groups;  // of activations
   int stretch;        // groups unpacked at a time
   int terms, run_kinds;
-  size_t scratch;  // bytes
+  size_t scratch;  // bytes of each of kMaxTiles tiles
   Term term[kMaxTerms];
   Runs runs[kMaxTerms];
   const float* bias;

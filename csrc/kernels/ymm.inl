@@ -7,7 +7,7 @@ struct Ymm {
   struct F {
     __m256 low, high;
   };
-  static constexpr int tokens = 4;
+  static constexpr int tokens = 4, tiles = 1;
 
   static V load(const void* p) {
     const auto* v = static_cast<const __m256i*>(p);
