@@ -128,6 +128,8 @@ void product_groups(const MatrixView& m, const Term& t, const Activations& x, in
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) scales.at<P>(g, i, scale[i], min[i]);
     for (int from = 0; from < tokens; from += T) {
+      float* rows = f + from * kLanes;
+      const float *factor = scale_x + from, *total = sum_x + from;
       V<P> sum[N][T];
       // `all`: the sums of the activations that the codes stand for.
       const auto add = [&](const auto& all) {
@@ -136,9 +138,9 @@ void product_groups(const MatrixView& m, const Term& t, const Activations& x, in
         for (int j = 0; j < T; j++)
 #pragma GCC unroll 4
           for (int i = 0; i < N; i++) {
-            float* to = f + (i * kMaxTokens + from + j) * kLanes;
+            float* to = rows + (i * kMaxTokens + j) * kLanes;
             const F<P> part = affine<P>(scale[i], min[i], sum[i][j], all(i, j));
-            P::storef(to, P::sum(P::loadf(to), P::mul(P::all(scale_x[from + j]), part)));
+            P::storef(to, P::sum(P::loadf(to), P::mul(P::all(factor[j]), part)));
           }
       };
       if (t.values) {
@@ -150,7 +152,7 @@ void product_groups(const MatrixView& m, const Term& t, const Activations& x, in
           for (int j = 0; j < T; j++) selected[i][j] = P::to_float(sum[i][j]);
         add([&](int i, int j) { return selected[i][j]; });
       } else {
-        add([&](int, int j) { return P::all(sum_x[from + j]); });
+        add([&](int, int j) { return P::all(total[j]); });
       }
     }
     codes += quads * kVector, q += quads * 4 * tokens;
