@@ -42,7 +42,7 @@ Engine::Engine(Plan plan, int threads)
   const size_t inner = std::max({plan_.hidden, plan_.ffn, plan_.heads * plan_.head_dim});
   for (Worker& w : workers_) {
     w.scratch = allocate(kMaxTiles * scratch + kVector), w.hidden = allocate<float>(tokens * inner);
-    w.queries = allocate<Query>(kQueries);
+    w.queries = allocate<Query>(kQueries), w.mixed = allocate<float>(plan_.heads * plan_.head_dim);
   }
   // One stretch of huge pages: a column of a product is written to as many pages as there are tokens.
   const int queries = plan_.heads * plan_.head_dim, keys = plan_.kv_heads * plan_.head_dim;
@@ -163,6 +163,11 @@ void Engine::block(const int* tokens, bool all, float* logits) {
   // Not before the first block: it reads the weights once, and nobody should wait for a copy before the first token.
   if (blocks_++ == 1) plan_.arena->fill(*team_, threads_);
   for (const Row& row : rows_of_block_) row.sequence->cache.reserve(row.position + 1);
+  if (count_ == 1) {
+    ranges_ = rows_of_block_[0].position / kRange + 1;
+    parts_.resize(size_t(plan_.heads) * ranges_), gathered_.resize(parts_.size() * plan_.head_dim);
+    folded_.resize(plan_.heads);
+  }
   rope_tables();
   for (int t = 0; t < count_; t++) embed(tokens[t], x_ + size_t(t) * plan_.hidden);
   const bool paced = count_ == 1 && threads_ > 1;

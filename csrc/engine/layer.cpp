@@ -8,9 +8,6 @@
 namespace bitwright {
 namespace {
 
-// The part of n that worker w of many does.
-int part(int n, int worker, int workers) { return int(int64_t(n) * worker / workers); }
-
 constexpr size_t kFetched = 4096;  // bytes of each stream
 
 // Asks for the beginning of what a product reads, so that it comes while the input is prepared.
@@ -98,15 +95,17 @@ void Engine::layer(int index, int worker, int workers) {
   const Layer& l = plan_.layers[index];
   const LayerProducts& p = layers_[index];
   const int n = plan_.hidden;
+  if (count_ == 1) share_ranges(index, worker, workers);
   prepare(p.qkv, x_, n, l.before_attention, worker, workers);
   float* outputs[] = {q_, k_, v_};
   for (int i = 0; i < 3; i++) multiply(p.qkv, i, outputs[i], worker, workers);
   barrier(workers);
   cache_and_rotate(index, worker, workers);
   barrier(workers);
-  attention(index, worker, workers);
+  count_ == 1 ? gather(index, worker) : attention(index, worker, workers);
   barrier(workers);
-  prepare(p.o, mixed_, size_t(plan_.heads) * plan_.head_dim, {}, worker, workers);
+  if (count_ == 1) fold_ranges(index, worker);
+  prepare(p.o, count_ == 1 ? workers_[worker].mixed.get() : mixed_, size_t(plan_.heads) * plan_.head_dim, {}, worker, workers);
   add_output(p.o, l.after_attention, worker, workers);
 
   prepare(p.gate_up, x_, n, l.before_ffn, worker, workers);
@@ -166,26 +165,6 @@ void Engine::cache_and_rotate(int index, int worker, int workers) {
     finish(key, l.k_norm, t);
     const Row& row = rows_of_block_[t];
     row.sequence->cache.write(steps, row.position, index, kv, key, v_ + size_t(t * plan_.kv_heads + kv) * dim);
-  }
-}
-
-// Queries in the order of their kv heads: every worker has an even share of them, and few kv heads to read.
-void Engine::attention(int index, int worker, int workers) {
-  const Layer& l = plan_.layers[index];
-  const int dim = plan_.head_dim, share = plan_.heads / plan_.kv_heads, per_head = count_ * share;
-  const int end = part(count_ * plan_.heads, worker + 1, workers);
-  for (int i = part(count_ * plan_.heads, worker, workers); i < end;) {
-    const int kv = i / per_head, stop = std::min({end, (kv + 1) * per_head, i + kQueries});
-    const Sequence* sequence = rows_of_block_[i % per_head / share].sequence;
-    Request requests[kQueries];
-    int count = 0;
-    for (; i < stop && rows_of_block_[i % per_head / share].sequence == sequence; i++) {
-      const int token = i % per_head / share, last = rows_of_block_[token].position;
-      const size_t at = (size_t(token) * plan_.heads + kv * share + i % share) * dim;
-      requests[count++] = {q_ + at, mixed_ + at, l.window > 0 ? std::max(0, last + 1 - l.window) : 0, last};
-    }
-    sequence->cache.attend(level_->steps, index, kv, requests, count, plan_.attention_scale / float(dim & -dim), plan_.attention_cap,
-                           workers_[worker].queries.get());
   }
 }
 

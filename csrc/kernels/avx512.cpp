@@ -155,11 +155,11 @@ struct Policy {
 
   static F larger(F a, F b) { return _mm512_max_ps(a, b); }
   static float largest(F f) { return _mm512_reduce_max_ps(f); }
-  // Integers up to 2^14 from floats, in two digits of 7 bits.
-  static void digits7(F f, int8_t* high, int8_t* low) {
-    const V v = _mm512_cvtps_epi32(f);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(v, 7)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(both(v, _mm512_set1_epi32(127))));
+  // Integers up to 2^14 from floats, in two digits of 7 bits; the lower one begins at -Least.
+  template <int Least> static void digits7(F f, int8_t* high, int8_t* low) {
+    const V v = plus(_mm512_cvtps_epi32(f), all32(Least)), rest = plus(both(v, all32(127)), all32(-Least));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srai_epi32(v, 7)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(rest));
   }
   static float amax(const float* x, int n) {
     F top = all(0);

@@ -136,11 +136,11 @@ struct Policy {
     for (float lane : f.f) top = lane > top ? lane : top;
     return top;
   }
-  // Integers up to 2^14 from floats, in two digits of 7 bits.
-  static void digits7(const F& f, int8_t* high, int8_t* low) {
+  // Integers up to 2^14 from floats, in two digits of 7 bits; the lower one begins at -Least.
+  template <int Least> static void digits7(const F& f, int8_t* high, int8_t* low) {
     for (int i = 0; i < kLanes; i++) {
-      const int v = int(rounded(f.f[i]));
-      high[i] = int8_t(v >> 7), low[i] = int8_t(v & 127);
+      const int v = int(rounded(f.f[i])) + Least;
+      high[i] = int8_t(v >> 7), low[i] = int8_t((v & 127) - Least);
     }
   }
   static float amax(const float* x, int n) {

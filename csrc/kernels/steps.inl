@@ -114,6 +114,6 @@ template <class P> void float_tile(const float* tile, const float* x, size_t str
 #include "scores.inl"
 
 template <class P> constexpr Steps steps_of() {
-  return {sum_squares, scale_by, add, silu, gelu, soft_cap, rotate, hadamard, float_tile<P>, digits<P>, attend<P>,
+  return {sum_squares, scale_by, add, silu, gelu, soft_cap, rotate, hadamard, float_tile<P>, digits<P>, attend<P>, fold,
           row_sums<P>, log_probabilities<P>, follow<P>};
 }

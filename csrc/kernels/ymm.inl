@@ -118,10 +118,12 @@ struct Ymm {
     }
     return largest(top);
   }
-  // Integers up to 2^14 from floats, in two digits of 7 bits.
-  static void digits7(F f, int8_t* high, int8_t* low) {
+  // Integers up to 2^14 from floats, in two digits of 7 bits; the lower one begins at -Least.
+  template <int Least> static void digits7(F f, int8_t* high, int8_t* low) {
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(f.low), _mm256_cvtps_epi32(f.high));
-    store_bytes(_mm256_srli_epi16(words, 7), high), store_bytes(_mm256_and_si256(words, _mm256_set1_epi16(127)), low);
+    const __m256i least = _mm256_set1_epi16(Least), v = _mm256_add_epi16(words, least);
+    store_bytes(_mm256_srai_epi16(v, 7), high);
+    store_bytes(_mm256_sub_epi16(_mm256_and_si256(v, _mm256_set1_epi16(127)), least), low);
   }
   static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
     int32_t total = 0;
