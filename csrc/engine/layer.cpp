@@ -8,7 +8,7 @@
 namespace bitwright {
 namespace {
 
-constexpr size_t kFetched = 4096;  // bytes of each stream
+constexpr size_t kFetched = 8192;  // bytes of each stream: as far ahead as the products fetch
 
 // Asks for the beginning of what a product reads, so that it comes while the input is prepared.
 void fetch(const MatrixView& m, int tile) {

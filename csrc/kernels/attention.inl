@@ -39,15 +39,6 @@ struct Weights {
 
 // Sums with two digits: sum[0] in units of 128, sum[1] in ones. Where the codes have two digits too (Fine) the units are
 // 128 times those, and the product of low digits is left out: it is smaller than the rounding.
-// Brings what will be read next nearer, in the order of its addresses.
-struct Fetch {
-  const uint8_t* at;
-
-  void lines(int count) {
-    for (; count; count--, at += kVector) __builtin_prefetch(at, 0, 3);
-  }
-};
-
 template <class P, bool Fine> inline F<P> total(const V<P>* sum, float step) {
   const F<P> ones = P::sum(P::mul(P::to_float(sum[0]), P::all(128.0f)), P::to_float(sum[1]));
   return P::mul(ones, P::all(Fine ? step * 128.0f : step));

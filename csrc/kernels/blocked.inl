@@ -66,8 +66,6 @@ template <class P> void unpack_dense(const MatrixView& m, const Term& t, int til
   for (int g = g0; g < g1; g++) {
     const int units = runs.start[g + 1] - runs.start[g];
     const uint8_t* unit = t.codes + (size_t(tile) * t.units + runs.first[g]) * t.unit_bytes;
-    const size_t bytes = size_t(units) * t.unit_bytes, ahead = size_t(P::tiles) * t.units * t.unit_bytes;
-    for (size_t i = 0; i < bytes; i += kVector) __builtin_prefetch(unit + ahead + i, 0, 2);
     if (t.kind == Kind::trellis) unpack_words<P>(t, unit, units, out);
     else if (t.kind == Kind::codebook) unpack_codebook<P>(t, unit, units, out);
     else go(unit, units, out);
@@ -115,7 +113,7 @@ inline void products(const uint8_t* codes, size_t apart, const int8_t* q, int to
 // Adds groups [g0, g1) of a term, of N tiles, to f [N][kMaxTokens][16]; T tokens at a time.
 template <class P, int N, int T>
 void product_groups(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, const uint8_t* codes,
-                    float* f) {
+                    float* f, Fetch* next, int lines) {
   const Runs& runs = m.runs[t.runs];
   const Affine scales(t, tile);
   const int tokens = N == 1 ? T : x.tokens;
@@ -126,7 +124,10 @@ void product_groups(const MatrixView& m, const Term& t, const Activations& x, in
     const int quads = (runs.start[g + 1] - runs.start[g]) * (runs.unit / 4);
     F<P> scale[N], min[N];
 #pragma GCC unroll 4
-    for (int i = 0; i < N; i++) scales.at<P>(g, i, scale[i], min[i]);
+    for (int i = 0; i < N; i++) {
+      scales.at<P>(g, i, scale[i], min[i]);
+      next[i].lines<2>(lines);
+    }
     for (int from = 0; from < tokens; from += T) {
       float* rows = f + from * kLanes;
       const float *factor = scale_x + from, *total = sum_x + from;
@@ -162,7 +163,8 @@ void product_groups(const MatrixView& m, const Term& t, const Activations& x, in
 // N tiles; terms after each other, each group after group.
 template <class P, int N>
 void multiply_tiles(const MatrixView& m, const Activations* x, int blocks, int tile, float* y, size_t stride, uint8_t* scratch) {
-  using Product = void (*)(const MatrixView&, const Term&, const Activations&, int, int, int, const uint8_t*, float*);
+  using Product = void (*)(const MatrixView&, const Term&, const Activations&, int, int, int, const uint8_t*, float*, Fetch*,
+                           int);
   constexpr int most = N == 1 ? P::tokens : P::tokens / 2;  // at a time: their sums fill the registers
   alignas(kVector) float f[kMaxBlocks][N][kMaxTokens * kLanes];
   for (int i = 0; i < m.terms; i++) {
@@ -171,7 +173,13 @@ void multiply_tiles(const MatrixView& m, const Activations* x, int blocks, int t
     for (int n = 0; n < N; n++) at[n] = first_value(t, tile + n, scratch + n * m.scratch);
     for (int g0 = 0; g0 < m.groups; g0 += m.stretch) {
       const int g1 = g0 + m.stretch < m.groups ? g0 + m.stretch : m.groups;
-      for (int n = 0; n < N; n++) unpack<P>(m, t, tile + n, g0, g1, scratch + n * m.scratch, at[n]);
+      Fetch next[N];  // of the tiles that are unpacked after these
+      const Runs& runs = m.runs[t.runs];
+      for (int n = 0; n < N; n++) {
+        unpack<P>(m, t, tile + n, g0, g1, scratch + n * m.scratch, at[n]);
+        next[n].at = t.codes + (size_t(tile + N + n) * t.units + runs.first[g0]) * t.unit_bytes;
+      }
+      const int bytes = (runs.start[g1] - runs.start[g0]) * t.unit_bytes, lines = bytes / kVector / (blocks * (g1 - g0)) + 1;
       float* out = y;
       for (int b = 0; b < blocks; out += x[b].used * stride, b++) {
         const int tokens = x[b].tokens < most ? x[b].tokens : most;
@@ -184,7 +192,7 @@ void multiply_tiles(const MatrixView& m, const Activations* x, int blocks, int t
         if (i == 0 && g0 == 0)
           for (auto& rows : f[b])
             for (int j = 0; j < x[b].tokens; j++) P::storef(rows + j * kLanes, P::all(0));
-        product(m, t, x[b], tile, g0, g1, scratch, f[b][0]);
+        product(m, t, x[b], tile, g0, g1, scratch, f[b][0], next, lines);
         if (i + 1 == m.terms && g1 == m.groups)
           for (int j = 0; j < x[b].used; j++)
             for (int n = 0; n < N; n++) store_rows<P>(m, tile + n, P::loadf(f[b][n] + j * kLanes), out + j * stride);

@@ -10,6 +10,16 @@
 template <class P> using V = typename P::V;
 template <class P> using F = typename P::F;
 
+// Brings what will be read next nearer, in the order of its addresses; little by little, because a core waits for few lines
+// at a time.
+struct Fetch {
+  const uint8_t* at;
+
+  template <int Level = 3> void lines(int count) {
+    for (; count > 0; count--, at += kVector) __builtin_prefetch(at, 0, Level);
+  }
+};
+
 // ---- codes ----
 
 // Column quad I of 32 columns of B-bit codes: planes of width 8, 4, 2, 1, low plane first.
