@@ -34,7 +34,8 @@ void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_
     const int units = runs.start[g + 1] - runs.start[g];
     for (int c = runs.first[g] * runs.unit; c < (runs.first[g] + units) * runs.unit; c += 4, out += 4 * tokens) {
       if (c >= from && c + 4 <= to) {
-        for (int t = 0; t < tokens; t++) std::memcpy(out + 4 * t, rows + t * row + c, 4);
+        const int8_t* in = rows + c;
+        for (int t = 0; t < tokens; t++, in += row) std::memcpy(out + 4 * t, in, 4);
       } else {
         for (int i = 0; i < 4 * tokens; i++) {
           const int column = c + i % 4;

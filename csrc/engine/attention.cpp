@@ -16,7 +16,8 @@ Part part_of(Query& q) {
 // What was mixed, divided by the sum of its weights.
 void finish(const Part& whole, int dims) {
   const float inverse = 1.0f / whole.total;
-  for (int i = 0; i < dims; i++) whole.mixed[i] *= inverse;
+  float* mixed = whole.mixed;
+  for (int i = 0; i < dims; i++) mixed[i] *= inverse;
 }
 
 }  // namespace

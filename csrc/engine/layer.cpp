@@ -154,7 +154,10 @@ void Engine::cache_and_rotate(int index, int worker, int workers) {
     steps.rotate(x, cosine_[l.rope].data() + t * half, sine_[l.rope].data() + t * half, half);
     steps.hadamard(x, dim);  // of query and key: their product stays, and large dims are spread before they are rounded
   };
-  for (int i = worker; i < count_ * per_token; i += workers) {
+  // Tokens that are neighbours share lines of the cache; heads of one token are dealt out, because those of keys take longer.
+  const bool alone = count_ == 1;
+  const int all = count_ * per_token, first = alone ? worker : part(all, worker, workers);
+  for (int i = first, end = alone ? all : part(all, worker + 1, workers); i < end; i += alone ? workers : 1) {
     const int t = i / per_token, head = i % per_token;
     if (head < plan_.heads) {
       finish(q_ + size_t(t * plan_.heads + head) * dim, l.q_norm, t);

@@ -195,14 +195,16 @@ template <class P, bool Fine> void attend_page(Page page, Query* x, int count, f
 }
 
 static void fold(const Part& part, int dims, Part& whole) {
+  const float* __restrict from = part.mixed;
+  float* __restrict to = whole.mixed;
   if (whole.top == kNoScore) {
-    __builtin_memcpy(whole.mixed, part.mixed, size_t(dims) * sizeof(float));
+    for (int i = 0; i < dims; i++) to[i] = from[i];
     whole.total = part.total, whole.top = part.top;
     return;
   }
   const float top = part.top > whole.top ? part.top : whole.top;
   const float before = power_of_two(whole.top - top), now = power_of_two(part.top - top);
-  for (int i = 0; i < dims; i++) whole.mixed[i] = whole.mixed[i] * before + part.mixed[i] * now;
+  for (int i = 0; i < dims; i++) to[i] = to[i] * before + from[i] * now;
   whole.total = whole.total * before + part.total * now, whole.top = top;
 }
 

@@ -166,6 +166,13 @@ struct Policy {
     for (int i = 0; i < n; i += kLanes) top = larger(top, _mm512_abs_ps(loadf(x + i)));
     return largest(top);
   }
+  // Sums and differences of lanes 1, 2, 4 and 8 apart.
+  static F butterflies16(F f) {
+    f = butterfly(_mm512_permute_ps(f, 0xB1), f, 0xAAAA);
+    f = butterfly(_mm512_permute_ps(f, 0x4E), f, 0xCCCC);
+    f = butterfly(_mm512_shuffle_f32x4(f, f, 0xB1), f, 0xF0F0);
+    return butterfly(_mm512_shuffle_f32x4(f, f, 0x4E), f, 0xFF00);
+  }
   static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
     V total = zero();
     for (int i = 0; i < n; i += kLanes) {
@@ -181,6 +188,7 @@ struct Policy {
   static V all32(int32_t c) { return _mm512_set1_epi32(c); }
 
  private:
+  static F butterfly(F other, F f, __mmask16 upper) { return _mm512_mask_sub_ps(_mm512_add_ps(f, other), upper, other, f); }
   // The starts of columns 8 i .. 8 i + 7 of a word, a byte each.
   template <int N> struct Starts {
     int64_t of[N / 8];

@@ -130,6 +130,13 @@ struct Policy {
     }
     return largest(top);
   }
+  // Sums and differences of lanes 1, 2, 4 and 8 apart.
+  static F butterflies16(F f) {
+    alignas(16) float lanes[kLanes];
+    storef(lanes, f);
+    butterflies<1>(lanes, kLanes, kLanes);
+    return loadf(lanes);
+  }
   // Sixteen integers as bytes.
   static int8x16_t bytes(const int32x4_t* v) {
     const int16x8_t low = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1])), high = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));

@@ -148,6 +148,11 @@ struct Policy {
     for (int i = 0; i < n; i++) top = std::fabs(x[i]) > top ? std::fabs(x[i]) : top;
     return top;
   }
+  // Sums and differences of lanes 1, 2, 4 and 8 apart.
+  static F butterflies16(F f) {
+    butterflies<1>(f.f, kLanes, kLanes);
+    return f;
+  }
   static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
     int32_t total = 0;
     for (int i = 0; i < n; i++) {

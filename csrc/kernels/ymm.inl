@@ -125,6 +125,16 @@ struct Ymm {
     store_bytes(_mm256_srai_epi16(v, 7), high);
     store_bytes(_mm256_sub_epi16(_mm256_and_si256(v, _mm256_set1_epi16(127)), least), low);
   }
+  // Sums and differences of lanes 1, 2, 4 and 8 apart.
+  static F butterflies16(F f) {
+    const auto eight = [](__m256 half) {
+      half = butterfly<0xAA>(_mm256_permute_ps(half, 0xB1), half);
+      half = butterfly<0xCC>(_mm256_permute_ps(half, 0x4E), half);
+      return butterfly<0xF0>(_mm256_permute2f128_ps(half, half, 1), half);
+    };
+    const __m256 low = eight(f.low), high = eight(f.high);
+    return {_mm256_add_ps(low, high), _mm256_sub_ps(low, high)};
+  }
   static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
     int32_t total = 0;
     const auto clamp = [](__m256 f) {
@@ -143,6 +153,9 @@ struct Ymm {
   }
 
  private:
+  template <int Upper> static __m256 butterfly(__m256 other, __m256 f) {
+    return _mm256_blend_ps(_mm256_add_ps(f, other), _mm256_sub_ps(other, f), Upper);
+  }
   // 16-bit words that a pack of 32-bit ones left in the order of 128-bit halves.
   static void store_bytes(__m256i words, int8_t* to) {
     words = _mm256_permute4x64_epi64(words, 0xD8);
