@@ -5,7 +5,7 @@
 namespace bitwright {
 namespace {
 
-constexpr int kAhead = 2;  // pages between the one that is read and the one that is fetched
+constexpr int kPagesAhead = 2;  // pages between the one that is read and the one that is fetched
 
 }  // namespace
 
@@ -89,14 +89,14 @@ void Cache::gather(const Steps& steps, int layer, int kv_head, int range, Query*
   for (int i = from; i < end; i++) {
     Page p = page(i, layer, kv_head);
     p.used = std::min(last + 1 - p.start, kPage);
-    const int ahead = i + kAhead, after = std::min(next.position / kPage + ahead - end, last / kPage);
+    const int ahead = i + kPagesAhead, after = std::min(next.position / kPage + ahead - end, last / kPage);
     p.next = ahead < end ? place(ahead, layer, kv_head) : place(after, layer, next.kv_head);
     steps.attend(p, queries, count, cap);
   }
 }
 
 void Cache::fetch(int layer, Place first, int last) const {
-  const int from = first.position / kPage, end = std::min(from + kAhead, last / kPage + 1);
+  const int from = first.position / kPage, end = std::min(from + kPagesAhead, last / kPage + 1);
   for (int i = from; i < end; i++) {
     const uint8_t* at = place(i, layer, first.kv_head);
     for (size_t byte = 0; byte < head_bytes_; byte += kVector) __builtin_prefetch(at + byte);

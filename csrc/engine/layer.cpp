@@ -8,17 +8,17 @@
 namespace bitwright {
 namespace {
 
-constexpr size_t kFetched = 8192;  // bytes of each stream: as far ahead as the products fetch
-
-// Asks for the beginning of what a product reads, so that it comes while the input is prepared.
+// Asks for the beginning of what a product reads, so that it comes while the input is prepared: as much as the product then
+// fetches ahead.
 void fetch(const MatrixView& m, int tile) {
-  const auto lines = [tile](const void* stream, size_t tile_bytes) {
-    const char* at = static_cast<const char*>(stream) + tile * tile_bytes;
-    for (size_t i = 0; i < std::min(tile_bytes, kFetched); i += kVector) __builtin_prefetch(at + i);
-  };
   for (int i = 0; i < m.terms; i++) {
     const Term& t = m.term[i];
-    lines(t.codes, size_t(t.units) * t.unit_bytes);
+    const size_t codes = size_t(t.units) * t.unit_bytes, tiles = std::max(kAhead / codes, size_t(1));
+    const auto lines = [&](const void* stream, size_t tile_bytes) {
+      const char* at = static_cast<const char*>(stream) + tile * tile_bytes;
+      for (size_t byte = 0; byte < std::min(tiles * tile_bytes, kAhead); byte += kVector) __builtin_prefetch(at + byte);
+    };
+    lines(t.codes, codes);
     lines(t.scales, size_t(t.groups) * kLanes * sizeof(uint16_t));
     if (t.mins) lines(t.mins, size_t(t.groups) * kLanes * sizeof(uint16_t));
   }

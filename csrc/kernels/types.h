@@ -15,6 +15,7 @@ constexpr int kMaxTokens = 16;     // of one block of activations
 constexpr int kMaxTiles = 2;       // multiplied at a time
 constexpr int kMaxBlocks = 8;      // blocks that share one unpacking of the weights
 constexpr int kStretch = 640;      // columns unpacked at a time at most (one group where that is longer)
+constexpr size_t kAhead = 8192;    // bytes from what a product of one token reads to what it fetches
 constexpr int kDots = 12;          // products of one round of `dots`
 constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 
