@@ -58,7 +58,7 @@ void Engine::attention(int index, int worker, int workers) {
   }
 }
 
-// Shares of pages, and of the query heads where a border falls into a range.
+// Shares of the pages that all query heads read: a border falls between heads, so that a range may have two workers.
 void Engine::share_ranges(int index, int worker, int workers) {
   const Row& row = rows_of_block_[0];
   const Request r = request(plan_.layers[index], 0, 0);

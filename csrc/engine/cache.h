@@ -16,8 +16,8 @@
 
 namespace bitwright {
 
-constexpr int kQueries = 16;        // that read a page together
-constexpr int kRange = 8 * kPage;   // positions
+constexpr int kQueries = 16;       // that read a page together
+constexpr int kRange = 8 * kPage;  // positions
 
 // One token's query of one head: x [dims], and the positions it sees.
 struct Request {

@@ -138,7 +138,7 @@ class Engine {
   int ranges_ = 0;
   std::vector<Part> parts_;
   std::vector<float> gathered_;
-  std::vector<char> folded_;  // [heads]: whether one worker had all ranges, so that the first part is the whole
+  std::vector<char> folded_;  // [heads]: whether one worker had all ranges and the first part is the whole
   std::vector<std::vector<float>> cosine_, sine_;
 };
 
