@@ -34,7 +34,8 @@ void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_
     const int units = runs.start[g + 1] - runs.start[g];
     for (int c = runs.first[g] * runs.unit; c < (runs.first[g] + units) * runs.unit; c += 4, out += 4 * tokens) {
       if (c >= from && c + 4 <= to) {
-        for (int t = 0; t < tokens; t++) std::memcpy(out + 4 * t, rows + t * row + c, 4);
+        const int8_t* in = rows + c;
+        for (int t = 0; t < tokens; t++, in += row) std::memcpy(out + 4 * t, in, 4);
       } else {
         for (int i = 0; i < 4 * tokens; i++) {
           const int column = c + i % 4;
@@ -119,7 +120,8 @@ struct Workspace {
 void multiply_part(const Kernels& level, const MatrixView& m, const float* x, size_t stride_x, int count, int first, int last,
                    float* y, size_t stride_y) {
   static thread_local Workspace space;
-  if (space.capacity < m.scratch) space.scratch = allocate(space.capacity = m.scratch);
+  const size_t bytes = kMaxTiles * m.scratch;
+  if (space.capacity < bytes) space.scratch = allocate(space.capacity = bytes);
   const int most = kMaxBlocks * level.tokens;
   for (int t = 0; t < count; t += most) {
     space.activations.fill_all(level, m, x + t * stride_x, stride_x, std::min(most, count - t));

@@ -116,7 +116,7 @@ double kernel_seconds(const PyMatrix& m, const Rows& x, int repeats) {
   std::vector<ActivationBlocks> blocks((count + most - 1) / most);
   for (int t = 0; t < count; t += most)
     blocks[t / most].fill_all(k, view, x.data() + t * x.shape(1), x.shape(1), std::min(most, count - t));
-  const Memory<> scratch = allocate(view.scratch);
+  const Memory<> scratch = allocate(kMaxTiles * view.scratch);
   const Memory<float> y = allocate<float>(size_t(count) * view.rows);
   std::vector<double> seconds;
   nb::gil_scoped_release released;

@@ -37,7 +37,8 @@ Matrix::Matrix(const std::vector<TermSource>& terms, int rows, int columns, cons
   m.group = std::min(terms[0].activation_group, columns);
   require(m.group > 0 && m.group <= kMaxGroup, "activation_group must be 1 to " + std::to_string(kMaxGroup));
   m.groups = parts(columns, m.group);
-  m.stretch = std::max(1, kStretch / m.group);
+  const int most = std::max(1, kStretch / m.group);
+  m.stretch = parts(m.groups, parts(m.groups, most));  // all of about one length
   for (const TermSource& source : terms) {
     require(std::min(source.activation_group, columns) == m.group, "all terms of a matrix must have one activation_group");
     Term& term = m.term[m.terms];
@@ -255,6 +256,7 @@ void Matrix::place_scratch() {
       for (int tile = 0; tile < m.tiles; tile++) most = std::max(most, size_t(t.starts[tile + 1] - t.starts[tile]) + 2 * kVector);
     m.scratch = std::max(m.scratch, t.nibbles + most);  // 64 bytes behind the last value may be read
   }
+  m.scratch = size_t(parts(int(m.scratch), kVector)) * kVector;
 }
 
 // Views aligned memory, copies the rest.

@@ -5,7 +5,7 @@
 namespace bitwright {
 namespace {
 
-constexpr int kAhead = 2;  // pages between the one that is read and the one that is fetched
+constexpr int kPagesAhead = 2;  // pages between the one that is read and the one that is fetched
 
 }  // namespace
 
@@ -36,60 +36,70 @@ Page Cache::page(int index, int layer, int kv_head) const {
   return {at, at + codes(), scales, scales + kPage, padded_, fine_, index * kPage, kPage, at};
 }
 
-// Codes of x [dim], `offset` added, at the places that `at` names; returns the scale.
-template <class At> float Cache::quantize(const Steps& steps, const float* x, int offset, At at) const {
-  int8_t high[kMostDims], low[kMostDims];
+// Codes of x [dim], `offset` added, and zeros up to whole tiles; those of a cache that is not fine are in `high`. Returns the
+// scale.
+float Cache::quantize(const Steps& steps, const float* x, int offset, uint8_t* high, uint8_t* low) const {
   alignas(kVector) float padded[kMostDims];
+  alignas(kVector) int8_t digits[2][kMostDims];
   std::fill(std::copy(x, x + dim_, padded), padded + padded_, 0.0f);
-  const float scale = steps.digits(padded, padded_, fine_ ? kLargestDigits : 127, high, low);
-  for (int i = 0; i < dim_; i++) {
-    uint8_t* code = at(i);
-    code[0] = uint8_t((fine_ ? high[i] : high[i] * 128 + low[i]) + offset);
-    if (fine_) code[plane()] = uint8_t(low[i] + offset);
-  }
+  const float scale = steps.digits(padded, padded_, fine_ ? kLargestDigits : 127, digits[0], digits[1]);
+  const int n = padded_;  // a store to bytes might change members, for all that the compiler knows
+  if (fine_)
+    for (int i = 0; i < n; i++) high[i] = uint8_t(digits[0][i] + offset), low[i] = uint8_t(digits[1][i] + offset);
+  else
+    for (int i = 0; i < n; i++) high[i] = uint8_t(digits[0][i] * 128 + digits[1][i] + offset);
   return scale;
 }
 
 void Cache::write(const Steps& steps, int position, int layer, int kv_head, const float* key, const float* value) {
   uint8_t* page = place(position / kPage, layer, kv_head);
   float* scales = reinterpret_cast<float*>(page + 2 * codes());
-  const int i = position % kPage, quads = padded_ / 4;
-  uint8_t* key_row = page + size_t(i / kLanes) * quads * kVector + i % kLanes * 4;
-  scales[i] = quantize(steps, key, 128, [&](int d) { return key_row + d / 4 * kVector + d % 4; });
-  uint8_t* value_column = page + codes() + i / 4 * kVector + i % 4;
+  const int i = position % kPage, dims = padded_, planes = fine_ ? 2 : 1;
   constexpr int tile = kPage / 4 * kVector;
-  scales[kPage + i] = quantize(steps, value, 0, [&](int d) { return value_column + d / kLanes * tile + d % kLanes * 4; });
+  uint8_t digits[2][kMostDims];
+  scales[i] = quantize(steps, key, 128, digits[0], digits[1]);
+  for (int p = 0; p < planes; p++) {
+    uint8_t* row = page + p * plane() + i / kLanes * (dims / 4) * kVector + i % kLanes * 4;
+    for (int d = 0; d < dims; d += 4) std::memcpy(row + d * kLanes, digits[p] + d, 4);
+  }
+  scales[kPage + i] = quantize(steps, value, 0, digits[0], digits[1]);
+  for (int p = 0; p < planes; p++) {
+    uint8_t* column = page + codes() + p * plane() + i / 4 * kVector + i % 4;
+    for (int d = 0; d < dims; d += kLanes, column += tile)
+      for (int lane = 0; lane < kLanes; lane++) column[lane * 4] = digits[p][d + lane];
+  }
 }
 
-void Cache::begin(const Steps& steps, const Request& request, float scale, Query& q) const {
+void Cache::begin(const Steps& steps, const Request& request, float scale, float cap, Query& q) const {
   std::fill(std::copy(request.x, request.x + dim_, q.mixed), q.mixed + padded_, 0.0f);
-  q.step = steps.digits(q.mixed, padded_, kLargestDigits, q.high, q.low) * scale;
+  q.step = steps.digits(q.mixed, padded_, kLargestDigits, q.high, q.low) * (cap > 0 ? scale : scale * kLog2E);
   q.high_sum = q.low_sum = 0;
   for (int i = 0; i < padded_; i++) q.high_sum += q.high[i], q.low_sum += q.low[i];
   q.first = request.first, q.last = request.last;
-  q.top = -1e30f;
-  std::fill_n(q.sum, kLanes, 0.0f), std::fill_n(q.mixed, padded_, 0.0f);
 }
 
-void Cache::attend(const Steps& steps, int layer, int kv_head, const Request* requests, int count, float scale, float cap,
-                   Query* queries) const {
-  int first = requests[0].first, last = requests[0].last;
-  for (int i = 0; i < count; i++) {
-    first = std::min(first, requests[i].first), last = std::max(last, requests[i].last);
-    begin(steps, requests[i], cap > 0 ? scale : scale * kLog2E, queries[i]);
+void Cache::gather(const Steps& steps, int layer, int kv_head, int range, Query* queries, int count, float cap, Place next) const {
+  int first = queries[0].first, last = queries[0].last;
+  for (Query* q = queries; q < queries + count; q++) {
+    first = std::min(first, q->first), last = std::max(last, q->last);
+    q->top = kNoScore;
+    std::fill_n(q->sum, kLanes, 0.0f), std::fill_n(q->mixed, padded_, 0.0f);
   }
-  const int neighbour = std::min(kv_head + 1, kv_heads_ - 1), from = first / kPage, end = last / kPage + 1;
+  const int from = std::max(first, range * kRange) / kPage, end = std::min(last, (range + 1) * kRange - 1) / kPage + 1;
   for (int i = from; i < end; i++) {
     Page p = page(i, layer, kv_head);
     p.used = std::min(last + 1 - p.start, kPage);
-    const int after = i + kAhead - end;  // among the pages of the neighbour
-    p.next = after < 0 ? place(i + kAhead, layer, kv_head) : place(std::min(from + after, end - 1), layer, neighbour);
+    const int ahead = i + kPagesAhead, after = std::min(next.position / kPage + ahead - end, last / kPage);
+    p.next = ahead < end ? place(ahead, layer, kv_head) : place(after, layer, next.kv_head);
     steps.attend(p, queries, count, cap);
   }
-  for (int i = 0; i < count; i++) {
-    float total = 0;
-    for (float lane : queries[i].sum) total += lane;
-    for (int d = 0; d < dim_; d++) requests[i].out[d] = queries[i].mixed[d] / total;
+}
+
+void Cache::fetch(int layer, Place first, int last) const {
+  const int from = first.position / kPage, end = std::min(from + kPagesAhead, last / kPage + 1);
+  for (int i = from; i < end; i++) {
+    const uint8_t* at = place(i, layer, first.kv_head);
+    for (size_t byte = 0; byte < head_bytes_; byte += kVector) __builtin_prefetch(at + byte);
   }
 }
 

@@ -6,6 +6,8 @@
 // order, because short pieces of memory far apart are read at half the speed.
 // A fine cache has a second plane of lower digits behind each plane of codes, for about 14 bits. Positions past the end
 // may hold anything finite: their weight is zero. Queries and weights always have two digits.
+// A query gathers ranges of kRange positions one by one, each from nothing, and what they gave is folded in their order:
+// the bits do not depend on who gathered which.
 #pragma once
 #include <vector>
 
@@ -14,25 +16,34 @@
 
 namespace bitwright {
 
-constexpr int kQueries = 16;  // that read a page together
+constexpr int kQueries = 16;       // that read a page together
+constexpr int kRange = 8 * kPage;  // positions
 
-// One token's query of one head: x [dims], the positions it sees, and where the result goes.
+// One token's query of one head: x [dims], and the positions it sees.
 struct Request {
   const float* x;
-  float* out;
   int first, last;
+
+  bool sees(int range) const { return first < (range + 1) * kRange && last >= range * kRange; }
 };
 
 class Cache {
  public:
+  // The pages that are read after others: those of a head from this position on.
+  struct Place {
+    int kv_head, position;
+  };
+
   Cache(int layers, int kv_heads, int head_dim, bool fine);
 
   void reserve(int positions);
   void write(const Steps& steps, int position, int layer, int kv_head, const float* key, const float* value);
 
-  // Up to kQueries requests that share a kv head; `queries` is scratch of as many.
-  void attend(const Steps& steps, int layer, int kv_head, const Request* requests, int count, float scale, float cap,
-              Query* queries) const;
+  void begin(const Steps& steps, const Request& request, float scale, float cap, Query& query) const;
+  // Up to kQueries queries that share a kv head gather a range.
+  void gather(const Steps& steps, int layer, int kv_head, int range, Query* queries, int count, float cap, Place next) const;
+  // Asks for the pages that are gathered first.
+  void fetch(int layer, Place first, int last) const;
 
   size_t bytes() const { return size_t(pages()) * page_bytes_; }
 
@@ -42,8 +53,7 @@ class Cache {
   int pages() const { return stretches_.empty() ? 0 : 1 << (stretches_.size() - 1); }
   size_t plane() const { return size_t(kPage) * padded_; }
   size_t codes() const { return (fine_ ? 2 : 1) * plane(); }  // of the keys or values of a page
-  void begin(const Steps& steps, const Request& request, float scale, Query& query) const;
-  template <class At> float quantize(const Steps& steps, const float* x, int offset, At at) const;
+  float quantize(const Steps& steps, const float* x, int offset, uint8_t* high, uint8_t* low) const;
 
   int kv_heads_, dim_, padded_;  // dims, and rounded up to a tile
   bool fine_;

@@ -40,12 +40,18 @@ Engine::Engine(Plan plan, int threads)
   widest(head_);
   const size_t tokens = size_t(kMaxBlocks) * kMaxTokens;  // whatever level is chosen later
   const size_t inner = std::max({plan_.hidden, plan_.ffn, plan_.heads * plan_.head_dim});
-  for (Worker& w : workers_)
-    w.scratch = allocate(scratch + kVector), w.hidden.resize(tokens * inner), w.queries = allocate<Query>(kQueries);
-  x_.resize(tokens * plan_.hidden), out_.resize(tokens * plan_.hidden);
-  q_.resize(tokens * plan_.heads * plan_.head_dim), mixed_.resize(q_.size());
-  k_.resize(tokens * plan_.kv_heads * plan_.head_dim), v_.resize(k_.size());
-  gate_.resize(tokens * plan_.ffn), up_.resize(gate_.size());
+  for (Worker& w : workers_) {
+    w.scratch = allocate(kMaxTiles * scratch + kVector), w.hidden = allocate<float>(tokens * inner);
+    w.queries = allocate<Query>(kQueries), w.mixed = allocate<float>(plan_.heads * plan_.head_dim);
+  }
+  // One stretch of huge pages: a column of a product is written to as many pages as there are tokens.
+  const int queries = plan_.heads * plan_.head_dim, keys = plan_.kv_heads * plan_.head_dim;
+  const std::pair<float**, int> parts[] = {{&x_, plan_.hidden}, {&out_, plan_.hidden}, {&q_, queries}, {&mixed_, queries},
+                                           {&k_, keys},         {&v_, keys},           {&gate_, plan_.ffn}, {&up_, plan_.ffn}};
+  size_t floats = 0;
+  for (const auto& [at, width] : parts) floats += tokens * width;
+  activations_ = allocate<float>(floats), floats = 0;
+  for (const auto& [at, width] : parts) *at = activations_.get() + floats, floats += tokens * width;
 }
 
 Engine::Products Engine::products(std::vector<const Linear*> linears, bool joined) {
@@ -157,8 +163,13 @@ void Engine::block(const int* tokens, bool all, float* logits) {
   // Not before the first block: it reads the weights once, and nobody should wait for a copy before the first token.
   if (blocks_++ == 1) plan_.arena->fill(*team_, threads_);
   for (const Row& row : rows_of_block_) row.sequence->cache.reserve(row.position + 1);
+  if (count_ == 1) {
+    ranges_ = rows_of_block_[0].position / kRange + 1;
+    parts_.resize(size_t(plan_.heads) * ranges_), gathered_.resize(parts_.size() * plan_.head_dim);
+    folded_.resize(plan_.heads);
+  }
   rope_tables();
-  for (int t = 0; t < count_; t++) embed(tokens[t], x_.data() + size_t(t) * plan_.hidden);
+  for (int t = 0; t < count_; t++) embed(tokens[t], x_ + size_t(t) * plan_.hidden);
   const bool paced = count_ == 1 && threads_ > 1;
   const auto start = std::chrono::steady_clock::now();
   team_->run(!paced || pace_.together() ? threads_ : 1, [&](int worker, int workers) {

@@ -13,6 +13,9 @@ namespace bitwright {
 
 class Team;
 
+// The part of n that worker w of many does.
+inline int part(int n, int worker, int workers) { return int(int64_t(n) * worker / workers); }
+
 // Whether one token goes faster with the whole team or with one thread: where other processes want the cores, barriers wait
 // for threads that are not running. The slower way is tried again from time to time, and then judged by that try alone; one
 // step that was held up does not change the way.
@@ -65,11 +68,18 @@ class Engine {
     Sequence* sequence;
     int position;
   };
+  // Query heads of one kv head that gather some ranges.
+  struct Gathering {
+    int kv_head, first, count, range, last;
+
+    bool continues(const Gathering& g) const { return kv_head == g.kv_head && first == g.first && count == g.count; }
+  };
   struct Worker {
     ActivationBlocks blocks[3];
-    std::vector<float> hidden;
+    Memory<float> hidden, mixed;
     Memory<> scratch;
     Memory<Query> queries;  // [kQueries]
+    std::vector<Gathering> gatherings;
   };
 
   // Linears that share an input; those with the same activation groups share its codes too.
@@ -100,6 +110,12 @@ class Engine {
   void add_output(const Products& p, Norm norm, int worker, int workers);
   void cache_and_rotate(int index, int worker, int workers);
   void attention(int index, int worker, int workers);
+  // Of one token: every worker gathers its share of the ranges, and after a barrier folds all of them for itself.
+  void share_ranges(int index, int worker, int workers);
+  void gather(int index, int worker);
+  void fold_ranges(int index, int worker);
+  Request request(const Layer& l, int token, int head) const;
+  float score_scale() const { return plan_.attention_scale / float(plan_.head_dim & -plan_.head_dim); }  // see `hadamard`
   void logits_of(int worker, int workers, bool all, float* logits);
   void barrier(int workers) const;
 
@@ -115,8 +131,14 @@ class Engine {
   std::vector<Worker> workers_;
   int64_t blocks_ = 0;        // since the engine was made
   int count_ = 0, rows_ = 0;  // tokens of the block, and how many of them go through the current product
-  // [tokens][...] of one block
-  std::vector<float> x_, q_, k_, v_, mixed_, out_, gate_, up_;
+  // [tokens][...] of one block, inside `activations_`
+  float *x_, *q_, *k_, *v_, *mixed_, *out_, *gate_, *up_;
+  Memory<float> activations_;
+  // Where the block is one token: [heads][ranges], and what they have mixed [head_dim].
+  int ranges_ = 0;
+  std::vector<Part> parts_;
+  std::vector<float> gathered_;
+  std::vector<char> folded_;  // [heads]: whether one worker had all ranges and the first part is the whole
   std::vector<std::vector<float>> cosine_, sine_;
 };
 

@@ -8,20 +8,17 @@
 namespace bitwright {
 namespace {
 
-// The part of n that worker w of many does.
-int part(int n, int worker, int workers) { return int(int64_t(n) * worker / workers); }
-
-constexpr size_t kFetched = 4096;  // bytes of each stream
-
-// Asks for the beginning of what a product reads, so that it comes while the input is prepared.
+// Asks for the beginning of what a product reads, so that it comes while the input is prepared: as much as the product then
+// fetches ahead.
 void fetch(const MatrixView& m, int tile) {
-  const auto lines = [tile](const void* stream, size_t tile_bytes) {
-    const char* at = static_cast<const char*>(stream) + tile * tile_bytes;
-    for (size_t i = 0; i < std::min(tile_bytes, kFetched); i += kVector) __builtin_prefetch(at + i);
-  };
   for (int i = 0; i < m.terms; i++) {
     const Term& t = m.term[i];
-    lines(t.codes, size_t(t.units) * t.unit_bytes);
+    const size_t codes = size_t(t.units) * t.unit_bytes, tiles = std::max(kAhead / codes, size_t(1));
+    const auto lines = [&](const void* stream, size_t tile_bytes) {
+      const char* at = static_cast<const char*>(stream) + tile * tile_bytes;
+      for (size_t byte = 0; byte < std::min(tiles * tile_bytes, kAhead); byte += kVector) __builtin_prefetch(at + byte);
+    };
+    lines(t.codes, codes);
     lines(t.scales, size_t(t.groups) * kLanes * sizeof(uint16_t));
     if (t.mins) lines(t.mins, size_t(t.groups) * kLanes * sizeof(uint16_t));
   }
@@ -58,11 +55,11 @@ void Engine::prepare(const Products& p, const float* x, size_t stride, Norm norm
     for (size_t i = 0; i < p.linears.size(); i++)
       if (p.slot[i] >= 0) w.blocks[p.slot[i]].resize(*level_, *p.linears[i]->packed, rows_);
   if (!alone) barrier(workers);
-  const float* source = norm ? w.hidden.data() : x;
+  const float* source = norm ? w.hidden.get() : x;
   const size_t step = norm ? plan_.hidden : stride;
   for (int b = alone ? 0 : worker; b < blocks; b += alone ? 1 : workers) {
     const int first = b * level_->tokens, count = std::min(level_->tokens, rows_ - first);
-    if (norm) norm_rows(x + first * stride, norm, w.hidden.data() + first * step, count);
+    if (norm) norm_rows(x + first * stride, norm, w.hidden.get() + first * step, count);
     int done = 0;
     for (size_t i = 0; i < p.linears.size(); i++) {
       if (p.slot[i] < done) continue;
@@ -70,7 +67,7 @@ void Engine::prepare(const Products& p, const float* x, size_t stride, Norm norm
       if (alone) w.blocks[done].resize(*level_, m, 1);
       w.blocks[done++].fill(*level_, m, source, step, b);
     }
-    if (!norm && p.slot[0] < 0) std::copy_n(x + first * stride, size_t(count) * stride, w.hidden.data() + first * stride);
+    if (!norm && p.slot[0] < 0) std::copy_n(x + first * stride, size_t(count) * stride, w.hidden.get() + first * stride);
   }
   if (!alone) barrier(workers);
 }
@@ -87,7 +84,7 @@ void Engine::multiply(const Products& p, int linear, float* y, int worker, int w
   }
   alignas(kVector) float rows[kMaxBlocks * kMaxTokens * kLanes];
   for (int tile = first; tile < last; tile++) {
-    level_->steps.float_tile(l.tiles + size_t(tile) * l.columns * kLanes, inputs.hidden.data(), l.columns, rows_, l.columns, rows);
+    level_->steps.float_tile(l.tiles + size_t(tile) * l.columns * kLanes, inputs.hidden.get(), l.columns, rows_, l.columns, rows);
     for (int t = 0; t < rows_; t++)
       for (int i = 0; i < std::min(kLanes, l.rows - tile * kLanes); i++)
         y[size_t(t) * l.rows + tile * kLanes + i] = rows[t * kLanes + i] + (l.bias ? l.bias[tile * kLanes + i] : 0.0f);
@@ -98,29 +95,31 @@ void Engine::layer(int index, int worker, int workers) {
   const Layer& l = plan_.layers[index];
   const LayerProducts& p = layers_[index];
   const int n = plan_.hidden;
-  prepare(p.qkv, x_.data(), n, l.before_attention, worker, workers);
-  float* outputs[] = {q_.data(), k_.data(), v_.data()};
+  if (count_ == 1) share_ranges(index, worker, workers);
+  prepare(p.qkv, x_, n, l.before_attention, worker, workers);
+  float* outputs[] = {q_, k_, v_};
   for (int i = 0; i < 3; i++) multiply(p.qkv, i, outputs[i], worker, workers);
   barrier(workers);
   cache_and_rotate(index, worker, workers);
   barrier(workers);
-  attention(index, worker, workers);
+  count_ == 1 ? gather(index, worker) : attention(index, worker, workers);
   barrier(workers);
-  prepare(p.o, mixed_.data(), size_t(plan_.heads) * plan_.head_dim, {}, worker, workers);
+  if (count_ == 1) fold_ranges(index, worker);
+  prepare(p.o, count_ == 1 ? workers_[worker].mixed.get() : mixed_, size_t(plan_.heads) * plan_.head_dim, {}, worker, workers);
   add_output(p.o, l.after_attention, worker, workers);
 
-  prepare(p.gate_up, x_.data(), n, l.before_ffn, worker, workers);
-  multiply(p.gate_up, 0, gate_.data(), worker, workers);
-  multiply(p.gate_up, 1, up_.data(), worker, workers);
+  prepare(p.gate_up, x_, n, l.before_ffn, worker, workers);
+  multiply(p.gate_up, 0, gate_, worker, workers);
+  multiply(p.gate_up, 1, up_, worker, workers);
   const auto [a, b] = p.gate_up.share(0, worker, workers);
   const int from = a * kLanes, count = std::min(b * kLanes, plan_.ffn) - from;
   const auto activate = plan_.gelu ? level_->steps.gelu : level_->steps.silu;
   for (int t = 0; t < count_ && count > 0; t++) {
     const size_t at = size_t(t) * plan_.ffn + from;
-    activate(gate_.data() + at, up_.data() + at, count);
+    activate(gate_ + at, up_ + at, count);
   }
   barrier(workers);
-  prepare(p.down, up_.data(), plan_.ffn, {}, worker, workers);
+  prepare(p.down, up_, plan_.ffn, {}, worker, workers);
   add_output(p.down, l.after_ffn, worker, workers);
 }
 
@@ -128,19 +127,19 @@ void Engine::layer(int index, int worker, int workers) {
 void Engine::add_output(const Products& p, Norm norm, int worker, int workers) {
   const int n = plan_.hidden;
   const auto [a, b] = p.share(0, worker, workers);
-  multiply(p, 0, out_.data(), worker, workers);
+  multiply(p, 0, out_, worker, workers);
   if (norm) {
     barrier(workers);
     for (int t = worker; t < count_; t += workers) {
-      float* row = out_.data() + size_t(t) * n;
+      float* row = out_ + size_t(t) * n;
       norm_rows(row, norm, row, 1);
-      level_->steps.add(row, x_.data() + size_t(t) * n, n);
+      level_->steps.add(row, x_ + size_t(t) * n, n);
     }
   } else {
     const int from = a * kLanes, count = std::min(b * kLanes, n) - from;
     for (int t = 0; t < count_ && count > 0; t++) {
       const size_t at = size_t(t) * n + from;
-      level_->steps.add(out_.data() + at, x_.data() + at, count);
+      level_->steps.add(out_ + at, x_ + at, count);
     }
   }
   barrier(workers);
@@ -155,44 +154,27 @@ void Engine::cache_and_rotate(int index, int worker, int workers) {
     steps.rotate(x, cosine_[l.rope].data() + t * half, sine_[l.rope].data() + t * half, half);
     steps.hadamard(x, dim);  // of query and key: their product stays, and large dims are spread before they are rounded
   };
-  for (int i = worker; i < count_ * per_token; i += workers) {
+  // Tokens that are neighbours share lines of the cache; heads of one token are dealt out, because those of keys take longer.
+  const bool alone = count_ == 1;
+  const int all = count_ * per_token, first = alone ? worker : part(all, worker, workers);
+  for (int i = first, end = alone ? all : part(all, worker + 1, workers); i < end; i += alone ? workers : 1) {
     const int t = i / per_token, head = i % per_token;
     if (head < plan_.heads) {
-      finish(q_.data() + size_t(t * plan_.heads + head) * dim, l.q_norm, t);
+      finish(q_ + size_t(t * plan_.heads + head) * dim, l.q_norm, t);
       continue;
     }
     const int kv = head - plan_.heads;
-    float* key = k_.data() + size_t(t * plan_.kv_heads + kv) * dim;
+    float* key = k_ + size_t(t * plan_.kv_heads + kv) * dim;
     finish(key, l.k_norm, t);
     const Row& row = rows_of_block_[t];
-    row.sequence->cache.write(steps, row.position, index, kv, key, v_.data() + size_t(t * plan_.kv_heads + kv) * dim);
-  }
-}
-
-// Queries in the order of their kv heads: every worker has an even share of them, and few kv heads to read.
-void Engine::attention(int index, int worker, int workers) {
-  const Layer& l = plan_.layers[index];
-  const int dim = plan_.head_dim, share = plan_.heads / plan_.kv_heads, per_head = count_ * share;
-  const int end = part(count_ * plan_.heads, worker + 1, workers);
-  for (int i = part(count_ * plan_.heads, worker, workers); i < end;) {
-    const int kv = i / per_head, stop = std::min({end, (kv + 1) * per_head, i + kQueries});
-    const Sequence* sequence = rows_of_block_[i % per_head / share].sequence;
-    Request requests[kQueries];
-    int count = 0;
-    for (; i < stop && rows_of_block_[i % per_head / share].sequence == sequence; i++) {
-      const int token = i % per_head / share, last = rows_of_block_[token].position;
-      const size_t at = (size_t(token) * plan_.heads + kv * share + i % share) * dim;
-      requests[count++] = {q_.data() + at, mixed_.data() + at, l.window > 0 ? std::max(0, last + 1 - l.window) : 0, last};
-    }
-    sequence->cache.attend(level_->steps, index, kv, requests, count, plan_.attention_scale / float(dim & -dim), plan_.attention_cap,
-                           workers_[worker].queries.get());
+    row.sequence->cache.write(steps, row.position, index, kv, key, v_ + size_t(t * plan_.kv_heads + kv) * dim);
   }
 }
 
 void Engine::logits_of(int worker, int workers, bool all, float* logits) {
   if (worker == 0) rows_ = all ? count_ : 1;
   barrier(workers);
-  const float* x = x_.data() + (all ? 0 : size_t(count_ - 1) * plan_.hidden);
+  const float* x = x_ + (all ? 0 : size_t(count_ - 1) * plan_.hidden);
   prepare(head_, x, plan_.hidden, plan_.last, worker, workers);
   const auto [a, b] = head_.share(0, worker, workers);
   multiply(head_, 0, logits, worker, workers);

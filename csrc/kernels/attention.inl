@@ -4,10 +4,7 @@
 // x as (high * 128 + low) * step with |x / step| up to `largest_value`; returns step.
 template <class P> float digits(const float* x, int n, int largest_value, int8_t* high, int8_t* low) {
   const float step = P::amax(x, n) / float(largest_value), inverse = step > kTiny ? 1.0f / step : 0.0f;
-  for (int i = 0; i < n; i++) {
-    const int v = int(rounded(x[i] * inverse)), h = (v + 64) >> 7;
-    high[i] = int8_t(h), low[i] = int8_t(v - h * 128);
-  }
+  for (int i = 0; i < n; i += kLanes) P::template digits7<64>(P::mul(P::loadf(x + i), P::all(inverse)), high + i, low + i);
   return step;
 }
 
@@ -42,15 +39,6 @@ struct Weights {
 
 // Sums with two digits: sum[0] in units of 128, sum[1] in ones. Where the codes have two digits too (Fine) the units are
 // 128 times those, and the product of low digits is left out: it is smaller than the rounding.
-// Brings what will be read next nearer, in the order of its addresses.
-struct Fetch {
-  const uint8_t* at;
-
-  void lines(int count) {
-    for (; count; count--, at += kVector) __builtin_prefetch(at, 0, 2);
-  }
-};
-
 template <class P, bool Fine> inline F<P> total(const V<P>* sum, float step) {
   const F<P> ones = P::sum(P::mul(P::to_float(sum[0]), P::all(128.0f)), P::to_float(sum[1]));
   return P::mul(ones, P::all(Fine ? step * 128.0f : step));
@@ -165,7 +153,7 @@ template <class P, int Q> void weigh(const Page& page, float* scores, int n, Que
   for (int j = 0; j < Q; j++) {
     w[j].step = most[j] * (1.0f / float(kLargestWeight));
     const F<P> inverse = P::all(most[j] > kTiny ? float(kLargestWeight) / most[j] : 0.0f);
-    for (int i = 0; i < n; i += kLanes) P::digits7(P::mul(P::loadf(scores + j * kPage + i), inverse), w[j].high + i, w[j].low + i);
+    for (int i = 0; i < n; i += kLanes) P::template digits7<0>(P::mul(P::loadf(scores + j * kPage + i), inverse), w[j].high + i, w[j].low + i);
   }
 }
 
@@ -204,6 +192,20 @@ template <class P, bool Fine> void attend_page(Page page, Query* x, int count, f
     if (here == 1) attend_some<P, 1, Fine>(page, x, cap);
     count -= here, x += here;
   }
+}
+
+static void fold(const Part& part, int dims, Part& whole) {
+  const float* __restrict from = part.mixed;
+  float* __restrict to = whole.mixed;
+  if (whole.top == kNoScore) {
+    for (int i = 0; i < dims; i++) to[i] = from[i];
+    whole.total = part.total, whole.top = part.top;
+    return;
+  }
+  const float top = part.top > whole.top ? part.top : whole.top;
+  const float before = power_of_two(whole.top - top), now = power_of_two(part.top - top);
+  for (int i = 0; i < dims; i++) to[i] = to[i] * before + from[i] * now;
+  whole.total = whole.total * before + part.total * now, whole.top = top;
 }
 
 template <class P> void attend(const Page& page, Query* queries, int count, float cap) {

@@ -23,7 +23,7 @@ alignas(kVector) static constexpr Table table{};
 struct Policy {
   using V = __m512i;
   using F = __m512;
-  static constexpr int tokens = 16, chains = 8;
+  static constexpr int tokens = 16, tiles = 2, chains = 8;
   static constexpr bool expands = true, looks_up = true, dots_words = true, spreads = true;
 
   static V load(const void* p) { return _mm512_loadu_si512(p); }
@@ -46,7 +46,11 @@ struct Policy {
   using Quad = const int32_t __attribute__((may_alias, aligned(1)));
   static Quad* quad_at(const int8_t* q) { return reinterpret_cast<Quad*>(q); }
   static V quad(const int8_t* q) { return _mm512_set1_epi32(*quad_at(q)); }
-  static V dot(V acc, V codes, V q) { return _mm512_dpbusd_epi32(acc, codes, q); }
+  // GCC 12 moves the sums of a loop from register to register, and some to memory, where it sees more than an instruction.
+  static V dot(V acc, V codes, V q) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(q));
+    return acc;
+  }
   static constexpr int key_offset = -128;
   static V key(V codes) { return codes; }
   static V dot_key(V acc, V codes, V q) { return dot(acc, codes, q); }
@@ -151,16 +155,23 @@ struct Policy {
 
   static F larger(F a, F b) { return _mm512_max_ps(a, b); }
   static float largest(F f) { return _mm512_reduce_max_ps(f); }
-  // Integers up to 2^14 from floats, in two digits of 7 bits.
-  static void digits7(F f, int8_t* high, int8_t* low) {
-    const V v = _mm512_cvtps_epi32(f);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(v, 7)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(both(v, _mm512_set1_epi32(127))));
+  // Integers up to 2^14 from floats, in two digits of 7 bits; the lower one begins at -Least.
+  template <int Least> static void digits7(F f, int8_t* high, int8_t* low) {
+    const V v = plus(_mm512_cvtps_epi32(f), all32(Least)), rest = plus(both(v, all32(127)), all32(-Least));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srai_epi32(v, 7)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(rest));
   }
   static float amax(const float* x, int n) {
     F top = all(0);
     for (int i = 0; i < n; i += kLanes) top = larger(top, _mm512_abs_ps(loadf(x + i)));
     return largest(top);
+  }
+  // Sums and differences of lanes 1, 2, 4 and 8 apart.
+  static F butterflies16(F f) {
+    f = butterfly(_mm512_permute_ps(f, 0xB1), f, 0xAAAA);
+    f = butterfly(_mm512_permute_ps(f, 0x4E), f, 0xCCCC);
+    f = butterfly(_mm512_shuffle_f32x4(f, f, 0xB1), f, 0xF0F0);
+    return butterfly(_mm512_shuffle_f32x4(f, f, 0x4E), f, 0xFF00);
   }
   static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
     V total = zero();
@@ -177,6 +188,7 @@ struct Policy {
   static V all32(int32_t c) { return _mm512_set1_epi32(c); }
 
  private:
+  static F butterfly(F other, F f, __mmask16 upper) { return _mm512_mask_sub_ps(_mm512_add_ps(f, other), upper, other, f); }
   // The starts of columns 8 i .. 8 i + 7 of a word, a byte each.
   template <int N> struct Starts {
     int64_t of[N / 8];

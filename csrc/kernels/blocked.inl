@@ -85,69 +85,127 @@ template <class P> void unpack(const MatrixView& m, const Term& t, int tile, int
     });
 }
 
-// Adds groups [g0, g1) of a term to f [T][16].
-template <class P, int T>
-void product_groups(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, const uint8_t* codes,
-                    float* f) {
-  const Runs& runs = m.runs[t.runs];
-  const Affine scales(t, tile);
-  const int8_t* q = x.codes[t.runs] + size_t(runs.start[g0]) * runs.unit * T;
-  const float *scale_x = x.scale[t.runs] + g0 * T, *sum_x = x.sum[t.runs] + g0 * T;
-  const bool wide = t.bits > 4 || t.kind == Kind::codebook;
-  for (int g = g0; g < g1; g++, scale_x += T, sum_x += T) {
-    const int quads = (runs.start[g + 1] - runs.start[g]) * (runs.unit / 4);
-    F<P> scale, min, sums[T];
-    scales.at<P>(g, 0, scale, min);
-    if (t.values) {
-      V<P> sum[T];
-      P::template product<T>(codes + t.plane, q, quads, false, sum);
+// Of codes in bytes, of N tiles `apart` bytes from each other, with T tokens of a block of `tokens`. Several tiles share the
+// loads of the activations, which else, one a product, are what is scarce.
+template <class P, int N, int T>
+inline void products(const uint8_t* codes, size_t apart, const int8_t* q, int tokens, int quads, bool wide, V<P> (*sum)[T]) {
+  if constexpr (N == 1) {
+    P::template product<T>(codes, q, quads, wide, sum[0]);
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++)
 #pragma GCC unroll 16
-      for (int j = 0; j < T; j++) sums[j] = P::to_float(sum[j]);
-    } else {
+      for (int j = 0; j < T; j++) sum[i][j] = P::zero();
+    for (; quads; quads--, codes += kVector, q += 4 * tokens) {
+      V<P> c[N];
+#pragma GCC unroll 4
+      for (int i = 0; i < N; i++) c[i] = P::load_once(codes + i * apart);
 #pragma GCC unroll 16
-      for (int j = 0; j < T; j++) sums[j] = P::all(sum_x[j]);
+      for (int j = 0; j < T; j++) {
+        const V<P> four = P::quad(q + 4 * j);
+#pragma GCC unroll 4
+        for (int i = 0; i < N; i++) sum[i][j] = P::dot(sum[i][j], c[i], four);
+      }
     }
-    V<P> a[T];
-    P::template product<T>(codes, q, quads, wide, a);
-#pragma GCC unroll 16
-    for (int j = 0; j < T; j++) {
-      const F<P> part = P::mul(P::all(scale_x[j]), affine<P>(scale, min, a[j], sums[j]));
-      P::storef(f + j * kLanes, P::sum(P::loadf(f + j * kLanes), part));
-    }
-    codes += quads * kVector, q += quads * 4 * T;
   }
 }
 
-// Terms after each other, each group after group.
+// Adds groups [g0, g1) of a term, of N tiles, to f [N][kMaxTokens][16]; T tokens at a time.
+template <class P, int N, int T>
+void product_groups(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, const uint8_t* codes,
+                    float* f, Fetch* next, int lines) {
+  const Runs& runs = m.runs[t.runs];
+  const Affine scales(t, tile);
+  const int tokens = N == 1 ? T : x.tokens;
+  const int8_t* q = x.codes[t.runs] + size_t(runs.start[g0]) * runs.unit * tokens;
+  const float *scale_x = x.scale[t.runs] + g0 * tokens, *sum_x = x.sum[t.runs] + g0 * tokens;
+  const bool wide = t.bits > 4 || t.kind == Kind::codebook;
+  for (int g = g0; g < g1; g++, scale_x += tokens, sum_x += tokens) {
+    const int quads = (runs.start[g + 1] - runs.start[g]) * (runs.unit / 4);
+    F<P> scale[N], min[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) {
+      scales.at<P>(g, i, scale[i], min[i]);
+      next[i].lines<2>(lines);
+    }
+    for (int from = 0; from < tokens; from += T) {
+      float* rows = f + from * kLanes;
+      const float *factor = scale_x + from, *total = sum_x + from;
+      V<P> sum[N][T];
+      // `all`: the sums of the activations that the codes stand for.
+      const auto add = [&](const auto& all) {
+        products<P, N, T>(codes, m.scratch, q + 4 * from, tokens, quads, wide, sum);
+#pragma GCC unroll 16
+        for (int j = 0; j < T; j++)
+#pragma GCC unroll 4
+          for (int i = 0; i < N; i++) {
+            float* to = rows + (i * kMaxTokens + j) * kLanes;
+            const F<P> part = affine<P>(scale[i], min[i], sum[i][j], all(i, j));
+            P::storef(to, P::sum(P::loadf(to), P::mul(P::all(factor[j]), part)));
+          }
+      };
+      if (t.values) {
+        products<P, N, T>(codes + t.plane, m.scratch, q + 4 * from, tokens, quads, false, sum);
+        F<P> selected[N][T];
+#pragma GCC unroll 4
+        for (int i = 0; i < N; i++)
+#pragma GCC unroll 16
+          for (int j = 0; j < T; j++) selected[i][j] = P::to_float(sum[i][j]);
+        add([&](int i, int j) { return selected[i][j]; });
+      } else {
+        add([&](int, int j) { return P::all(total[j]); });
+      }
+    }
+    codes += quads * kVector, q += quads * 4 * tokens;
+  }
+}
+
+// N tiles; terms after each other, each group after group.
+template <class P, int N>
+void multiply_tiles(const MatrixView& m, const Activations* x, int blocks, int tile, float* y, size_t stride, uint8_t* scratch) {
+  using Product = void (*)(const MatrixView&, const Term&, const Activations&, int, int, int, const uint8_t*, float*, Fetch*,
+                           int);
+  constexpr int most = N == 1 ? P::tokens : P::tokens / 2;  // at a time: their sums fill the registers
+  alignas(kVector) float f[kMaxBlocks][N][kMaxTokens * kLanes];
+  for (int i = 0; i < m.terms; i++) {
+    const Term& t = m.term[i];
+    Cursor at[N];
+    for (int n = 0; n < N; n++) at[n] = first_value(t, tile + n, scratch + n * m.scratch);
+    for (int g0 = 0; g0 < m.groups; g0 += m.stretch) {
+      const int g1 = g0 + m.stretch < m.groups ? g0 + m.stretch : m.groups;
+      Fetch next[N];  // of the tiles that are unpacked after these
+      const Runs& runs = m.runs[t.runs];
+      for (int n = 0; n < N; n++) {
+        unpack<P>(m, t, tile + n, g0, g1, scratch + n * m.scratch, at[n]);
+        next[n].at = t.codes + (size_t(tile + N + n) * t.units + runs.first[g0]) * t.unit_bytes;
+      }
+      const int bytes = (runs.start[g1] - runs.start[g0]) * t.unit_bytes, lines = bytes / kVector / (blocks * (g1 - g0)) + 1;
+      float* out = y;
+      for (int b = 0; b < blocks; out += x[b].used * stride, b++) {
+        const int tokens = x[b].tokens < most ? x[b].tokens : most;
+        Product product = tokens == 1 ? product_groups<P, N, 1> : tokens == 2 ? product_groups<P, N, 2> : product_groups<P, N, 4>;
+        if constexpr (most >= 8)
+          if (tokens == 8) product = product_groups<P, N, 8>;
+        if constexpr (most >= 16)
+          if (tokens == 16) product = product_groups<P, N, 16>;
+        // A block's rows begin and are stored where they are in the first cache.
+        if (i == 0 && g0 == 0)
+          for (auto& rows : f[b])
+            for (int j = 0; j < x[b].tokens; j++) P::storef(rows + j * kLanes, P::all(0));
+        product(m, t, x[b], tile, g0, g1, scratch, f[b][0], next, lines);
+        if (i + 1 == m.terms && g1 == m.groups)
+          for (int j = 0; j < x[b].used; j++)
+            for (int n = 0; n < N; n++) store_rows<P>(m, tile + n, P::loadf(f[b][n] + j * kLanes), out + j * stride);
+      }
+    }
+  }
+}
+
 template <class P>
 void multiply_matrix(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
                      uint8_t* scratch) {
-  using Product = void (*)(const MatrixView&, const Term&, const Activations&, int, int, int, const uint8_t*, float*);
-  alignas(kVector) float f[kMaxBlocks][kMaxTokens * kLanes];
-  for (int tile = first; tile < last; tile++) {
-    for (int b = 0; b < blocks; b++)
-      for (int i = 0; i < x[b].tokens; i++) P::storef(f[b] + i * kLanes, P::all(0));
-    for (int i = 0; i < m.terms; i++) {
-      const Term& t = m.term[i];
-      Cursor at = first_value(t, tile, scratch);
-      for (int g0 = 0; g0 < m.groups; g0 += m.stretch) {
-        const int g1 = g0 + m.stretch < m.groups ? g0 + m.stretch : m.groups;
-        unpack<P>(m, t, tile, g0, g1, scratch, at);
-        for (int b = 0; b < blocks; b++) {
-          const int tokens = x[b].tokens;
-          Product product = tokens == 1 ? product_groups<P, 1> : tokens == 2 ? product_groups<P, 2> : product_groups<P, 4>;
-          if constexpr (P::tokens >= 8)
-            if (tokens == 8) product = product_groups<P, 8>;
-          if constexpr (P::tokens >= 16)
-            if (tokens == 16) product = product_groups<P, 16>;
-          product(m, t, x[b], tile, g0, g1, scratch, f[b]);
-        }
-      }
-    }
-    float* out = y;
-    for (int b = 0; b < blocks; b++)
-      for (int i = 0; i < x[b].used; i++, out += stride) store_rows<P>(m, tile, P::loadf(f[b] + i * kLanes), out);
-  }
+  for (; first + P::tiles <= last; first += P::tiles) multiply_tiles<P, P::tiles>(m, x, blocks, first, y, stride, scratch);
+  for (; first < last; first++) multiply_tiles<P, 1>(m, x, blocks, first, y, stride, scratch);
 }
 
 template <class P>

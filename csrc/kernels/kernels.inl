@@ -2,13 +2,24 @@
 //
 // P names the types V (64 bytes or 16 int32) and F (16 floats) and has
 //   bytes     load load_once store all8 both srl sll merge zero
-//   products  quad, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>; with `expands` dot
+//   products  quad, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>; `tokens` of a block, which go
+//             through one of the `tiles` at a time, half of them through two; there and with `expands` dot
 //   tables    table16 look16; `looks_up`, `dots_words` (codebooks too are multiplied in place), see trellis.inl
 //   sparse    mask; where `expands` is true also expand select gather, and one token needs no unpacking
-//   floats    to_float half all mul sum loadf storef store_some amax round
+//   floats    to_float half all mul sum loadf storef store_some amax round; larger largest digits7 butterflies16 for attention
 
 template <class P> using V = typename P::V;
 template <class P> using F = typename P::F;
+
+// Brings what will be read next nearer, in the order of its addresses; little by little, because a core waits for few lines
+// at a time.
+struct Fetch {
+  const uint8_t* at;
+
+  template <int Level = 3> void lines(int count) {
+    for (; count > 0; count--, at += kVector) __builtin_prefetch(at, 0, Level);
+  }
+};
 
 // ---- codes ----
 

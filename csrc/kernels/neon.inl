@@ -9,7 +9,7 @@ struct Policy {
   struct F {
     float32x4_t r[4];
   };
-  static constexpr int tokens = 4;
+  static constexpr int tokens = 4, tiles = 1;
   static constexpr bool expands = false, looks_up = false, dots_words = false;
 
   template <class Each> static V each(Each part) { return {{part(0), part(1), part(2), part(3)}}; }
@@ -130,17 +130,24 @@ struct Policy {
     }
     return largest(top);
   }
+  // Sums and differences of lanes 1, 2, 4 and 8 apart.
+  static F butterflies16(F f) {
+    alignas(16) float lanes[kLanes];
+    storef(lanes, f);
+    butterflies<1>(lanes, kLanes, kLanes);
+    return loadf(lanes);
+  }
   // Sixteen integers as bytes.
   static int8x16_t bytes(const int32x4_t* v) {
     const int16x8_t low = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1])), high = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));
     return vcombine_s8(vmovn_s16(low), vmovn_s16(high));
   }
-  // Integers up to 2^14 from floats, in two digits of 7 bits.
-  static void digits7(F f, int8_t* high, int8_t* low) {
+  // Integers up to 2^14 from floats, in two digits of 7 bits; the lower one begins at -Least.
+  template <int Least> static void digits7(F f, int8_t* high, int8_t* low) {
     int32x4_t h[4], l[4];
     for (int i = 0; i < 4; i++) {
-      const int32x4_t v = vcvtnq_s32_f32(f.r[i]);
-      h[i] = vshrq_n_s32(v, 7), l[i] = vandq_s32(v, vdupq_n_s32(127));
+      const int32x4_t least = vdupq_n_s32(Least), v = vaddq_s32(vcvtnq_s32_f32(f.r[i]), least);
+      h[i] = vshrq_n_s32(v, 7), l[i] = vsubq_s32(vandq_s32(v, vdupq_n_s32(127)), least);
     }
     vst1q_s8(high, bytes(h)), vst1q_s8(low, bytes(l));
   }

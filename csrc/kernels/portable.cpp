@@ -17,7 +17,7 @@ struct Policy {
   struct F {
     alignas(16) float f[kLanes];
   };
-  static constexpr int tokens = 4;
+  static constexpr int tokens = 4, tiles = 1;
   static constexpr bool expands = false, looks_up = false, dots_words = false;
 
   template <class Each> static V bytes(Each each) {
@@ -136,17 +136,22 @@ struct Policy {
     for (float lane : f.f) top = lane > top ? lane : top;
     return top;
   }
-  // Integers up to 2^14 from floats, in two digits of 7 bits.
-  static void digits7(const F& f, int8_t* high, int8_t* low) {
+  // Integers up to 2^14 from floats, in two digits of 7 bits; the lower one begins at -Least.
+  template <int Least> static void digits7(const F& f, int8_t* high, int8_t* low) {
     for (int i = 0; i < kLanes; i++) {
-      const int v = int(rounded(f.f[i]));
-      high[i] = int8_t(v >> 7), low[i] = int8_t(v & 127);
+      const int v = int(rounded(f.f[i])) + Least;
+      high[i] = int8_t(v >> 7), low[i] = int8_t((v & 127) - Least);
     }
   }
   static float amax(const float* x, int n) {
     float top = 0;
     for (int i = 0; i < n; i++) top = std::fabs(x[i]) > top ? std::fabs(x[i]) : top;
     return top;
+  }
+  // Sums and differences of lanes 1, 2, 4 and 8 apart.
+  static F butterflies16(F f) {
+    butterflies<1>(f.f, kLanes, kLanes);
+    return f;
   }
   static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
     int32_t total = 0;

@@ -5,7 +5,6 @@
 // tiles at once, which share the broadcasts of the activations, are faster.
 template <class Dot> constexpr int kTilesAtOnce = 1;
 template <class P, int N> constexpr int kTilesAtOnce<DotTrellis<P, N>> = 2;
-constexpr size_t kAhead = 8192;  // bytes from what is read to what is fetched
 
 // f[i] of N neighbouring tiles gets all groups of a term added.
 template <class P, class Dot, int N>
@@ -16,6 +15,7 @@ inline void add_dense(const MatrixView& m, const Term& t, const Activations& x, 
   const uint8_t* codes = t.codes + tile * tile_bytes;
   const int8_t* q = x.codes[t.runs];
   const size_t ahead = N == 1 ? kAhead : N * tile_bytes;
+  const int tiles_ahead = tile_bytes > kAhead ? N : int(ahead / tile_bytes);
   constexpr int level = N == 1 ? 3 : 2;  // of cache; what is needed only after this tile would be in the way in the first
   const Affine affine_of(t, tile);
   for (int g = 0; g < m.groups; g++) {
@@ -32,7 +32,7 @@ inline void add_dense(const MatrixView& m, const Term& t, const Activations& x, 
 #pragma GCC unroll 2
     for (int i = 0; i < N; i++) {
       F<P> scale, min;
-      affine_of.prefetch(g + (N + i) * t.groups);
+      affine_of.prefetch(g + (tiles_ahead + i) * t.groups);
       affine_of.at<P>(g, i, scale, min);
       const F<P> part = affine<P>(scale, min, dot[i].total(), P::all(sum_x[g]));
       f[i] = P::sum(f[i], P::mul(P::all(scale_x[g]), part));

@@ -90,7 +90,12 @@ template <int Half> void butterflies(float* x, int n, int block) {
   if constexpr (Half < kMostDims / 2) butterflies<2 * Half>(x, n, block);
 }
 
-static void hadamard(float* x, int n) { butterflies<1>(x, n, n & -n); }
+template <class P> void hadamard(float* x, int n) {
+  const int block = n & -n;
+  if (block < kLanes) return butterflies<1>(x, n, block);
+  for (int i = 0; i < n; i += kLanes) P::storef(x + i, P::butterflies16(P::loadf(x + i)));
+  butterflies<kLanes>(x, n, block);
+}
 
 template <class P, int T> void float_rows(const float* tile, const float* x, size_t stride, int columns, float* y) {
   F<P> sum[T];
@@ -114,6 +119,6 @@ template <class P> void float_tile(const float* tile, const float* x, size_t str
 #include "scores.inl"
 
 template <class P> constexpr Steps steps_of() {
-  return {sum_squares, scale_by, add, silu, gelu, soft_cap, rotate, hadamard, float_tile<P>, digits<P>, attend<P>,
+  return {sum_squares, scale_by, add, silu, gelu, soft_cap, rotate, hadamard<P>, float_tile<P>, digits<P>, attend<P>, fold,
           row_sums<P>, log_probabilities<P>, follow<P>};
 }

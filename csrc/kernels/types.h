@@ -12,8 +12,10 @@ constexpr int kLanes = 16;         // rows of a tile
 constexpr int kVector = 64;        // bytes of a vector: a column quad of every row
 constexpr int kMaxTerms = 16;      // of one matrix
 constexpr int kMaxTokens = 16;     // of one block of activations
-constexpr int kMaxBlocks = 4;      // blocks that share one unpacking of the weights
-constexpr int kStretch = 512;      // columns unpacked at a time (one group where that is longer)
+constexpr int kMaxTiles = 2;       // multiplied at a time
+constexpr int kMaxBlocks = 8;      // blocks that share one unpacking of the weights
+constexpr int kStretch = 640;      // columns unpacked at a time at most (one group where that is longer)
+constexpr size_t kAhead = 8192;    // bytes from what a product of one token reads to what it fetches
 constexpr int kDots = 12;          // products of one round of `dots`
 constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 
@@ -56,7 +58,7 @@ struct MatrixView {
   int group, groups;  // of activations
   int stretch;        // groups unpacked at a time
   int terms, run_kinds;
-  size_t scratch;  // bytes
+  size_t scratch;  // bytes of each of kMaxTiles tiles
   Term term[kMaxTerms];
   Runs runs[kMaxTerms];
   const float* bias;
@@ -75,6 +77,7 @@ constexpr int kMostDims = 1024;            // of a head
 constexpr int kPage = 64;                  // positions
 constexpr int kLargestDigits = 127 * 128;  // of a number of two int8 digits
 constexpr int kLargestWeight = 127 * 128 + 127;  // the same with digits 0 to 127
+constexpr float kNoScore = -1e30f;         // the top of nothing
 constexpr float kTiny = 1e-30f;            // steps below it are zero: their inverse might not be finite
 constexpr float kLog2E = 1.44269504f;
 
@@ -89,13 +92,19 @@ struct Page {
   const uint8_t* next;   // the page that will be read after this one
 };
 
-// A query of one head, and what it has gathered from the pages so far.
+// A query of one head, and what it has gathered from the pages of a range so far.
 struct Query {
   alignas(kVector) int8_t high[kMostDims], low[kMostDims];  // (high * 128 + low) * step
   alignas(kVector) float sum[kLanes], mixed[kMostDims];     // weights 2^(score - top), and values weighted so
   float step, top;
   int32_t high_sum, low_sum;
   int first, last;  // positions it sees
+};
+
+// What was gathered from one range of positions or more.
+struct Part {
+  float top, total;
+  float* mixed;
 };
 
 // Of one row of logits: the largest and its first index; sums of e, e * d and e * e with d = x - top and e = exp d.
@@ -121,6 +130,7 @@ struct Steps {
   float (*digits)(const float* x, int n, int largest, int8_t* high, int8_t* low);
   // Scores are powers of two, but for those that are capped.
   void (*attend)(const Page& page, Query* queries, int count, float cap);
+  void (*fold)(const Part& part, int dims, Part& whole);  // adds what was gathered from one range more
   RowSums (*row_sums)(const float* x, int n);
   // x = (x - top) - log_sum; returns the sum of exp(parent) * (parent - x), 0 without a parent.
   double (*log_probabilities)(float* x, int n, float top, float log_sum, const float* parent);

@@ -7,7 +7,7 @@ struct Ymm {
   struct F {
     __m256 low, high;
   };
-  static constexpr int tokens = 4;
+  static constexpr int tokens = 4, tiles = 1;
 
   static V load(const void* p) {
     const auto* v = static_cast<const __m256i*>(p);
@@ -118,10 +118,22 @@ struct Ymm {
     }
     return largest(top);
   }
-  // Integers up to 2^14 from floats, in two digits of 7 bits.
-  static void digits7(F f, int8_t* high, int8_t* low) {
+  // Integers up to 2^14 from floats, in two digits of 7 bits; the lower one begins at -Least.
+  template <int Least> static void digits7(F f, int8_t* high, int8_t* low) {
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(f.low), _mm256_cvtps_epi32(f.high));
-    store_bytes(_mm256_srli_epi16(words, 7), high), store_bytes(_mm256_and_si256(words, _mm256_set1_epi16(127)), low);
+    const __m256i least = _mm256_set1_epi16(Least), v = _mm256_add_epi16(words, least);
+    store_bytes(_mm256_srai_epi16(v, 7), high);
+    store_bytes(_mm256_sub_epi16(_mm256_and_si256(v, _mm256_set1_epi16(127)), least), low);
+  }
+  // Sums and differences of lanes 1, 2, 4 and 8 apart.
+  static F butterflies16(F f) {
+    const auto eight = [](__m256 half) {
+      half = butterfly<0xAA>(_mm256_permute_ps(half, 0xB1), half);
+      half = butterfly<0xCC>(_mm256_permute_ps(half, 0x4E), half);
+      return butterfly<0xF0>(_mm256_permute2f128_ps(half, half, 1), half);
+    };
+    const __m256 low = eight(f.low), high = eight(f.high);
+    return {_mm256_add_ps(low, high), _mm256_sub_ps(low, high)};
   }
   static int32_t round(const float* x, float inverse, int8_t* codes, int n) {
     int32_t total = 0;
@@ -141,6 +153,9 @@ struct Ymm {
   }
 
  private:
+  template <int Upper> static __m256 butterfly(__m256 other, __m256 f) {
+    return _mm256_blend_ps(_mm256_add_ps(f, other), _mm256_sub_ps(other, f), Upper);
+  }
   // 16-bit words that a pack of 32-bit ones left in the order of 128-bit halves.
   static void store_bytes(__m256i words, int8_t* to) {
     words = _mm256_permute4x64_epi64(words, 0xD8);

@@ -60,9 +60,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def model_of(name: str) -> Any:
+def model_of(name: str, **more: Any) -> Any:
     kind, settings = MODELS[name]
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **settings}, attn_implementation="eager")
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **settings, **more}, attn_implementation="eager")
     torch.manual_seed(1)
     model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config).eval()
     for parameter in model.parameters():
@@ -175,6 +175,29 @@ def test_blocks_and_single_tokens_give_the_same_bits(isa: str, name: str) -> Non
             one.core.forward(ids[:end])
         singles = [torch.from_numpy(one.core.forward([token])) for token in ids[end : end + 20]]
         assert torch.equal(torch.cat(singles), whole[end : end + 20])
+
+
+@pytest.mark.parametrize("window", [None, 530], ids=["all", "window"])
+def test_positions_shared_out_in_ranges_give_the_same_bits(isa: str, window: int | None) -> None:
+    # A range is 512 positions; with 3 threads and 2 kv heads a border between workers falls into a range as well.
+    more = {"max_position_embeddings": 1100, "num_hidden_layers": 2} | ({"sliding_window": window} if window else {})
+    model, ids = pack(model_of("mistral" if window else "llama", **more)), text(1030)
+    whole = built(model).logits(ids, every=True)
+    for threads in (1, 2, 3):
+        one = built(model, threads=threads)
+        for end in (1021, 574, 510):
+            if one.core.position == 0:
+                one.core.forward(ids[:end])
+            one.core.truncate(end)
+            singles = [torch.from_numpy(one.core.forward([token])) for token in ids[end : end + 5]]
+            assert torch.equal(torch.cat(singles), whole[end : end + 5])
+
+
+def test_a_long_text_in_several_ranges_gives_the_logits_of_transformers() -> None:
+    model, ids = model_of("llama", max_position_embeddings=1100), text(1040)
+    logits = expected(model, ids)
+    fine = built(model, fine_cache=True).logits(ids, every=True)
+    assert (fine - logits).abs().max() < 2e-3 * logits.std()
 
 
 def test_thread_counts_and_levels_give_the_same_bits() -> None:

@@ -18,6 +18,7 @@ SHAPES = [
     (17, 577, 64, None),
     (40, 320, 80, 160),
     (33, 96, 20, 20),
+    (36, 1300, 64, 64),  # three stretches of columns
 ]
 TRELLIS = ("trellis16", "trellis24", "trellis40", "trellis64")
 KINDS = [*range(1, 9), "base3", *TRELLIS, "binary+bitmap8", "base3+bitmap4", "planes+offsets", "base3+64", "binary+128"]
