@@ -89,17 +89,18 @@ COLUMNS = (1.1, 1.6, 2.1, 2.7)
 HEAD = f"""# Binarization, stored and run
 
 Every method below is a recipe: it makes a packed model whose file is as small as the column says, and which the
-kernels run as it lies on disk. "Bits" are stored bits a weight of the block linears, with scales, masks and padding;
-"paper" is what the paper counts. No method is trained here; `bitwright train` does that, from these models
-([training](training.md)). The embedding, tied with the head, has 8 bits in all of them (29 MB of each file). Rows
-that are not measured yet are missing; the command makes them. BitStack is one file for all sizes
-([elastic files](elastic.md)). Single layers are compared in [layer errors](layer-errors.md).
+kernels run as it lies on disk, but for the masks of STBLLM and the columns of PTQ1.61, which are unpacked to bitmaps
+when they are loaded, and BinaryMoS, which torch runs module by module. "Bits" are stored bits a weight of the block
+linears, with scales, masks and padding; "paper" is what the paper counts. No method is trained here; `bitwright
+train` does that, from these models ([training](training.md)). The embedding, tied with the head, has 8 bits in all of
+them (29 MB of each file). Single layers are compared in [layer errors](layer-errors.md).
 
 SmolLM2-135M-Instruct (float: 19.9), WikiText-2 test, first {WINDOWS} windows of 2048 tokens, 8-bit activations;
-calibration on {TOKENS} tokens of C4; 2 cores of a Zen 4 server that did other work as well (2026-11-22; these rows were
-kept as rounded) or of a Zen 5 EPYC virtual machine (2026-11-30), so tokens a second and seconds of `quantize` compare
-within a day only. llama.cpp's types in the same linears: 65.1 at 2.63 bits (Q2_K), 612 at 2.06 (IQ2_XXS), 1272 at 1.75
-(IQ1_M).
+calibration on {TOKENS} tokens of C4; 2 cores of a Zen 4 server that did other work as well (2026-11-22; these rows
+were kept as rounded) or of a Zen 5 EPYC virtual machine (2026-11-30), so tokens a second compare within a day only
+and seconds of `quantize` are upper bounds. "In memory" is what the process holds more, buffers included
+(`benchmarks/memory.py`). llama.cpp's types in the same linears: 65.1 at 2.63 bits (Q2_K), 612 at 2.06 (IQ2_XXS), 1272
+at 1.75 (IQ1_M).
 
 Rows are made, and kept in `benchmarks/binarization.json`, by
 
@@ -116,8 +117,9 @@ EQUAL = """
 
 ## At equal bits
 
-The best perplexity that each method has among the rows above with so many stored bits (to one digit) or fewer, and the
-bits it took. BitStack is one file ([elastic files](elastic.md)). "-": the method stores more than that.
+The best perplexity that each method has among the rows above with so many stored bits (to one digit) or fewer, and
+the bits it took. BitStack is one file for all sizes ([elastic files](elastic.md)), with an embedding of 6 bits. "-":
+nothing so small is measured; PTQ1.61 and STBLLM could store 1.1 bits, the others store more.
 
 """
 
