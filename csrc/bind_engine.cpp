@@ -44,7 +44,9 @@ class PlanReader {
       for (int i = 0; i < m.terms; i++)
         require(!m.term[i].values && !m.runs[m.term[i].runs].inputs, "a packed embedding must have plain dense terms only");
       require(m.rows == p.vocabulary && m.columns == p.hidden, "the embedding has the wrong shape");
-      p.packed_embedding = &m;  // a few rows a token: read where it is
+      PyMatrix* head = nullptr;
+      const bool tied = nb::try_cast(source.attr("head"), head) && head == packed;
+      p.packed_embedding = tied ? p.head.packed : &m;  // a few rows a token: where the head is, or where it lies
     } else {
       p.embedding = floats(table, size_t(p.vocabulary) * p.hidden, "the embedding has the wrong shape");
     }
