@@ -160,6 +160,7 @@ def test_memory_follows_the_budget(tmp_path: Path) -> None:
     whole = (path / SINGLE).stat().st_size
     assert whole > 30e6
     model = ElasticModel(path, Prefix(path).smallest)
+    few = 8e6  # bytes: an engine has its buffers on huge pages of 2 MB, of which some come or go
     ids = torch.arange(8)[None]
     model.generator().module(ids)  # scratch memory and pools are there from now on
     at: dict[int, int] = {}
@@ -167,10 +168,10 @@ def test_memory_follows_the_budget(tmp_path: Path) -> None:
         model.resize(budget)
         model.generator().module(ids)
         at.setdefault(model.bytes, resident())
-        assert abs(resident() - at[model.bytes]) < 2e6  # comes back to where it was
+        assert abs(resident() - at[model.bytes]) < few  # comes back to where it was
     (least, low), (middle, half), (most, high) = sorted(at.items())
-    assert half - low == pytest.approx(middle - least, abs=2e6)
-    assert high - half == pytest.approx(most - middle, abs=2e6)
+    assert half - low == pytest.approx(middle - least, abs=few)
+    assert high - half == pytest.approx(most - middle, abs=few)
 
 
 def test_steps_go_by_gain_for_their_cost() -> None:
