@@ -169,7 +169,7 @@ def at_most(bits: float, rows: list[dict[str, Any]]) -> str:
     if not fitting:
         return "-"
     best = min(fitting, key=lambda row: row["perplexity"])
-    return f"{best['perplexity']:.1f} ({best['stored_bits_per_weight']:.2f})"
+    return f"{best['perplexity']:,.1f} ({best['stored_bits_per_weight']:.2f})"
 
 
 def equal(found: dict[str, Any]) -> str:
@@ -192,7 +192,7 @@ def page(found: dict[str, Any]) -> str:
         memory = f"{r['memory'] / 1e6:.0f}" if "memory" in r else ""
         lines.append(
             f"| {name} | {r['stored_bits_per_weight']:.2f} | {ROWS[name][2]} | {r['file_bytes'] / 1e6:.1f} "
-            f"| {memory} | {r['perplexity']:.1f} | {r['kl_mean']:.2f} | {r['tokens_per_second']:.0f} "
+            f"| {memory} | {r['perplexity']:,.1f} | {r['kl_mean']:.2f} | {r['tokens_per_second']:.0f} "
             f"| {r['seconds']:.0f} | {r['day']} |"
         )
     return HEAD + "\n".join(lines) + EQUAL + equal(found) + "\n"

@@ -1,4 +1,4 @@
-"""SmolLM2 as one BitStack file at many budgets: what is read, what memory it takes, how good and how fast it is.
+"""SmolLM2 as one BitStack file at many budgets: what is read, what memory it takes, how good it is.
 
 First one process grows from the smallest budget to the largest and shrinks again: bytes are counted at the read calls,
 memory is what the system says the process holds. Then all sizes read the same windows. What was found is kept in
@@ -33,7 +33,7 @@ from bitwright.runtime.elastic import ElasticModel
 RESULTS = Path(__file__).parent / "elastic.json"
 MODEL, TOKENS, WINDOWS = "smollm2", 10240, 10
 BITS = (1.1, 1.35, 1.6, 1.85, 2.1, 2.4, 2.7, 3.1, 3.6, 4.2)  # stored bits a weight in the blocks, at most
-KEPT = ("stored_bits_per_weight", "perplexity", "perplexity_difference_se", "kl_mean", "tokens_per_second")
+KEPT = ("stored_bits_per_weight", "perplexity", "perplexity_difference_se", "kl_mean")
 MB = 1e6
 
 
@@ -92,15 +92,15 @@ def quality(folder: str, sizes: list[int], text: Path) -> list[dict[str, Any]]:
 def table(found: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "| budget, MB | bits | perplexity | KL | tokens/s | read, MB | memory, MB | on the way back |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| budget, MB | bits | perplexity | KL | read, MB | memory, MB | on the way back |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in found["rows"]:
         back = f"{r['held_after'] / MB:.1f}" if "held_after" in r else ""
         lines.append(
             f"| {r['bytes'] / MB:.2f} | {r['stored_bits_per_weight']:.3f} "
-            f"| {r['perplexity']:.2f} ± {r['perplexity_difference_se']:.2f} | {r['kl_mean']:.3f} "
-            f"| {r['tokens_per_second']:.0f} | {r['read'] / MB:.2f} | {r['held'] / MB:.1f} | {back} |"
+            f"| {r['perplexity']:,.1f} ± {r['perplexity_difference_se']:,.1f} | {r['kl_mean']:.3f} "
+            f"| {r['read'] / MB:.2f} | {r['held'] / MB:.1f} | {back} |"
         )
     return "\n".join(lines)
 

@@ -3,10 +3,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
-
 #include "bind.h"
 #include "dispatch.h"
 #include "engine/arena.h"
@@ -65,9 +61,7 @@ class PlanReader {
     PyMatrix* m = nullptr;
     for (nb::object& owner : owners)
       if (Py_REFCNT(owner.ptr()) == 1 && nb::try_cast(owner, m)) m->release(arena);
-#ifdef __GLIBC__
-    malloc_trim(0);  // or what made these weights stays with the process
-#endif
+    trim();  // else what made these weights stays with the process
   }
 
   Plan plan;
@@ -184,15 +178,13 @@ class PyEngine {
                 const std::vector<int>& before) {
     check(prompt);
     const Sampling sampling{temperature, top_k, top_p, min_p, repetition_penalty, seed};
-    {
-      nb::gil_scoped_release released;
-      engine_.generate(before, prompt, limit, sampling, stops, std::max(chunk, 1), [&](const std::vector<int>& tokens) {
-        nb::gil_scoped_acquire held;
-        if (PyErr_CheckSignals() != 0) throw nb::python_error();
-        return nb::cast<bool>(emit(nb::cast(tokens)));
-      });
-    }
-    reader_.settle();
+    nb::gil_scoped_release released;
+    engine_.generate(before, prompt, limit, sampling, stops, std::max(chunk, 1), [&](const std::vector<int>& tokens) {
+      nb::gil_scoped_acquire held;
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      reader_.settle();
+      return nb::cast<bool>(emit(nb::cast(tokens)));
+    });
   }
 
   Engine& engine() { return engine_; }
@@ -202,6 +194,9 @@ class PyEngine {
     if (tokens.empty()) throw nb::value_error("there must be at least one token");
   }
 
+  struct Trim {
+    ~Trim() { trim(); }
+  } last_;  // after all the others are gone
   PlanReader reader_;
   Engine engine_;
 };

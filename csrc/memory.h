@@ -10,6 +10,9 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace bitwright {
 
@@ -29,6 +32,13 @@ template <class T = uint8_t> Memory<T> allocate(size_t count) {
   if (alignment == huge) madvise(p, rounded, MADV_HUGEPAGE);
 #endif
   return Memory<T>(static_cast<T*>(p));
+}
+
+// Gives free memory back to the system, which the C library else keeps.
+inline void trim() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 template <class T = uint8_t> Memory<T> allocate_zeros(size_t count) {

@@ -41,16 +41,17 @@ Engine::Engine(Plan plan, int threads)
   const size_t tokens = size_t(kMaxBlocks) * kMaxTokens;  // whatever level is chosen later
   const size_t inner = std::max({plan_.hidden, plan_.ffn, plan_.heads * plan_.head_dim});
   for (Worker& w : workers_) {
-    w.scratch = allocate(kMaxTiles * scratch + kVector), w.hidden = allocate<float>(tokens * inner);
+    w.scratch = allocate(kMaxTiles * scratch + kVector), w.hidden = allocate_zeros<float>(tokens * inner);
     w.queries = allocate<Query>(kQueries), w.mixed = allocate<float>(plan_.heads * plan_.head_dim);
   }
-  // One stretch of huge pages: a column of a product is written to as many pages as there are tokens.
+  // One stretch of huge pages: a column of a product is written to as many pages as there are tokens. All in memory from the
+  // start: what an engine takes should not depend on how many tokens it has seen.
   const int queries = plan_.heads * plan_.head_dim, keys = plan_.kv_heads * plan_.head_dim;
   const std::pair<float**, int> parts[] = {{&x_, plan_.hidden}, {&out_, plan_.hidden}, {&q_, queries}, {&mixed_, queries},
                                            {&k_, keys},         {&v_, keys},           {&gate_, plan_.ffn}, {&up_, plan_.ffn}};
   size_t floats = 0;
   for (const auto& [at, width] : parts) floats += tokens * width;
-  activations_ = allocate<float>(floats), floats = 0;
+  activations_ = allocate_zeros<float>(floats), floats = 0;
   for (const auto& [at, width] : parts) *at = activations_.get() + floats, floats += tokens * width;
 }
 

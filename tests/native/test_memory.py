@@ -73,6 +73,7 @@ def test_what_was_copied_is_let_go() -> None:
     assert weights.alive() == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell memory here")
 def test_pages_of_a_mapped_file_are_given_back(tmp_path: Path) -> None:
     def resident(of: Path) -> int:
         """Kilobytes of a file that this process holds."""
