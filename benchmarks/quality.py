@@ -47,21 +47,24 @@ class Row(NamedTuple):
 UNIFORM = ("--score", "uniform")
 LLAMA = {4.25: 22.05, 3.44: 28.27, 3.06: 35.79, 2.63: 65.1, 2.56: 105.8, 2.06: 612.0, 1.75: 1272.0}
 ROWS: dict[str, Row] = {
-    **{f"{bits} fast": Row("trellis", bits) for bits in (2.06, 3.06, 2.56, 1.75, 4.25)},
-    **{f"{bits} default": Row("trellis", bits, steps=STEPS) for bits in (2.06, 3.06, 2.56, 1.75)},
-    **{f"{bits} long": Row("trellis", bits, steps=6 * STEPS) for bits in (2.06, 3.06)},
-    "2.06 longest": Row("trellis", 2.06, steps=10 * STEPS),  # each text once
-    **{f"{size} default": Row("trellis", size, steps=STEPS) for size in ("45MB", "38MB", "32MB")},
-    **{f"Gemma {bits} fast": Row("trellis", bits, model=GEMMA) for bits in (2.06, 3.06)},
-    **{f"Gemma {bits} default": Row("trellis", bits, steps=STEPS, model=GEMMA) for bits in (2.06, 3.06)},
+    **{f"{bits} fast": Row("qtip", bits) for bits in (2.06, 3.06, 2.56, 1.75, 4.25)},
+    **{f"{bits} default": Row("qtip", bits, steps=STEPS) for bits in (2.06, 3.06, 2.56, 1.75)},
+    **{f"{bits} long": Row("qtip", bits, steps=6 * STEPS) for bits in (2.06, 3.06)},
+    "2.06 longest": Row("qtip", 2.06, steps=10 * STEPS),  # each text once
+    **{f"{size} default": Row("qtip", size, steps=STEPS) for size in ("45MB", "38MB", "32MB")},
+    **{f"Gemma {bits} fast": Row("qtip", bits, model=GEMMA) for bits in (2.06, 3.06)},
+    **{f"Gemma {bits} default": Row("qtip", bits, steps=STEPS, model=GEMMA) for bits in (2.06, 3.06)},
 }
 for bits in (2.06, 3.06):
-    ROWS[f"{bits} without allocation"] = Row("trellis", bits, UNIFORM)
-    ROWS[f"{bits} without trellis"] = Row("gptq", bits)
-    ROWS[f"{bits} without propagation"] = Row("trellis", bits, ("--set", "propagate=false"))
-    ROWS[f"{bits} without allocation, tuned"] = Row("trellis", bits, UNIFORM, STEPS)
-    ROWS[f"{bits} without trellis, tuned"] = Row("gptq", bits, steps=STEPS)
-    ROWS[f"{bits} without hidden states, tuned"] = Row("trellis", bits, steps=STEPS, learning=(("hidden", 0.0),))
+    for tuned, steps in (("", 0), (", tuned", STEPS)):
+        ROWS[f"{bits} without rotation{tuned}"] = Row("trellis", bits, steps=steps)
+        ROWS[f"{bits} without allocation{tuned}"] = Row("qtip", bits, UNIFORM, steps)
+        ROWS[f"{bits} without trellis, rotation{tuned}"] = Row("gptq", bits, steps=steps)
+    ROWS[f"{bits} without allocation, rotation, tuned"] = Row("trellis", bits, UNIFORM, STEPS)
+    ROWS[f"{bits} without rotation, long"] = Row("trellis", bits, steps=6 * STEPS)
+    ROWS[f"{bits} without rotation, longest"] = Row("trellis", bits, steps=10 * STEPS)
+    ROWS[f"{bits} without propagation"] = Row("qtip", bits, ("--set", "propagate=false"))
+    ROWS[f"{bits} without hidden states, tuned"] = Row("qtip", bits, steps=STEPS, learning=(("hidden", 0.0),))
 
 
 def split(c4: Path, folder: Path) -> tuple[Path, Path]:
@@ -102,7 +105,7 @@ def make(name: str, row: Row, learned: Path, more: Path, folder: Path) -> tuple[
     tuned = Path("-".join((f"{base}-{steps}", *(f"{key}-{value}" for key, value in learning))))
     if not tuned.exists():
         start = time.monotonic()
-        settings = (SETTINGS if recipe == "trellis" else {}) | dict(learning)
+        settings = ({} if recipe == "gptq" else SETTINGS) | dict(learning)
         rates = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
         bitwright("tune", base, "--data", learned, "--data", more, "--steps", steps, *rates, "-o", tuned)
         seconds["tune"] = time.monotonic() - start

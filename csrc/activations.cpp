@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "rotation.h"
 #include "team.h"
 
 namespace bitwright {
@@ -77,15 +78,20 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
   const int tokens = block.tokens;
   const size_t row = round_up(size_t(m.columns), kVector) + kWidestUnit;
   if (capacity < row * tokens) rows = allocate<int8_t>(capacity = row * tokens);
-  static thread_local std::vector<float> scaled;
+  static thread_local std::vector<float> scaled, rotated;
   scaled.resize(m.columns);
+  if (m.rotation) {
+    rotated.resize(size_t(m.columns) * block.used);
+    for (int t = 0; t < block.used; t++)
+      mix(level, x + size_t(b * level.tokens + t) * stride, m.rotation, nullptr, m.columns, m.mixed, rotated.data() + t * m.columns);
+  }
   for (int kind = 0; kind < m.run_kinds; kind++) {
     if (first_alike(m, kind) != kind) continue;
     const float* inputs = m.runs[kind].inputs;
     for (int t = 0; t < tokens; t++) {
       std::memset(rows.get() + t * row + m.columns, 0, row - m.columns);
       if (t >= block.used) std::memset(rows.get() + t * row, 0, m.columns);
-      const float* source = x + size_t(b * level.tokens + t) * stride;
+      const float* source = m.rotation ? rotated.data() + t * m.columns : x + size_t(b * level.tokens + t) * stride;
       if (inputs && t < block.used) {
         for (int k = 0; k < m.columns; k++) scaled[k] = source[k] * inputs[k];
         source = scaled.data();

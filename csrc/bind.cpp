@@ -13,6 +13,7 @@
 #include "engine/arena.h"
 #include "reference.h"
 #include "roofline.h"
+#include "rotation.h"
 #include "scores.h"
 #include "team.h"
 
@@ -41,6 +42,7 @@ template <class Owners> TermSource source_of(nb::handle term, Owners& owners) {
   const nb::dlpack::dtype f16{uint8_t(nb::dlpack::dtype_code::Float), 16, 1};
   TermSource s;
   s.activation_group = nb::cast<int>(term.attr("activation_group"));
+  s.rotated = nb::cast<bool>(term.attr("rotated"));
   s.scales = array_of(term, "scales", f16, owners), s.mins = array_of(term, "mins", f16, owners);
   if (nb::hasattr(term, "where")) {
     s.where = nb::cast<std::string>(term.attr("where"));
@@ -147,6 +149,24 @@ nb::tuple quantize(const Rows& x, int group) {
                         owned_array(std::move(sum), {count, groups}));
 }
 
+using Factors = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+auto mix_rows(const Rows& x, std::optional<Factors> before, std::optional<Factors> after, int block) {
+  const size_t rows = x.shape(0), columns = x.shape(1);
+  if (block < 1 || block > kMostMixed || (block & (block - 1)) || columns % block)
+    throw nb::value_error("block must be a power of two up to 512 that divides the columns");
+  for (const auto& factors : {before, after})
+    if (factors && factors->shape(0) != columns) throw nb::value_error("there must be one factor a column");
+  Memory<float> y = allocate<float>(rows * columns);
+  {
+    nb::gil_scoped_release released;
+    for (size_t i = 0; i < rows; i++)
+      mix(level(), x.data() + i * columns, before ? before->data() : nullptr, after ? after->data() : nullptr, int(columns), block,
+          y.get() + i * columns);
+  }
+  return owned_array(std::move(y), {rows, columns});
+}
+
 using Parent = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 nb::dict score(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits,
@@ -214,6 +234,8 @@ NB_MODULE(_core, module) {
   module.def("follow", &follow, nb::arg("student").noconvert(), nb::arg("parent").noconvert(), nb::arg("ambiguity"),
              nb::arg("sharpness"));
   module.def("ceilings", &ceilings, nb::arg("bytes"), nb::arg("threads") = 0);
+  module.def("mix", &mix_rows, nb::arg("x").noconvert(), nb::arg("before").noconvert().none(), nb::arg("after").noconvert().none(),
+             nb::arg("block"));
   module.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("group"));
   nb::class_<PyMatrix>(module, "Matrix")
       .def(nb::init<nb::sequence, int, int, nb::object>(), nb::arg("terms"), nb::arg("rows"), nb::arg("cols"),

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "codes.h"
+#include "rotation.h"
 
 namespace bitwright {
 namespace {
@@ -41,10 +42,12 @@ Matrix::Matrix(const std::vector<TermSource>& terms, int rows, int columns, cons
   m.stretch = parts(m.groups, parts(m.groups, most));  // all of about one length
   for (const TermSource& source : terms) {
     require(std::min(source.activation_group, columns) == m.group, "all terms of a matrix must have one activation_group");
+    require(source.rotated == terms[0].rotated, "all terms of a matrix must be rotated, or none");
     Term& term = m.term[m.terms];
     source.where.empty() ? add_dense(source, term) : add_sparse(source, term);
     m.terms++;
   }
+  if (terms[0].rotated) rotate_inputs();
   place_scratch();
   if (bias) {
     float* copy = own<float>(size_t(m.tiles) * kLanes);
@@ -238,6 +241,13 @@ int Matrix::runs_of(int unit, const float* inputs) {
   }
   m.runs[m.run_kinds] = {unit, inputs, first.data(), start.data()};
   return m.run_kinds++;
+}
+
+void Matrix::rotate_inputs() {
+  const std::vector<float> factors = rotation_factors(view_.columns);
+  float* held = own<float>(factors.size());
+  std::copy(factors.begin(), factors.end(), held);
+  view_.rotation = held, view_.mixed = mixed_columns(view_.columns);
 }
 
 // Terms use it one after the other.

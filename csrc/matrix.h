@@ -30,6 +30,7 @@ struct TermSource {
   int group = 0;  // 0: the whole row
   int block = 0;
   int activation_group = 0;
+  bool rotated = false;
 };
 
 class Matrix {
@@ -53,6 +54,7 @@ class Matrix {
   void keep_tail(Term& term, size_t value_bytes);
   int runs_of(int unit, const float* inputs);
   const float* inputs_of(const Array& inputs);
+  void rotate_inputs();
   void place_scratch();
   const uint8_t* hold(const Array& array);
   template <class T> T* own(size_t count);

@@ -39,6 +39,20 @@ std::vector<int> term_codes(const MatrixView& m, const Term& t) {
   return codes;
 }
 
+// x times signs, then sums and differences of columns 1, 2, 4, ... apart in each block.
+std::vector<float> rotated(const MatrixView& m, const float* x) {
+  std::vector<float> y(x, x + m.columns);
+  if (!m.rotation) return y;
+  for (int k = 0; k < m.columns; k++) y[k] *= m.rotation[k];
+  for (int half = 1; half < m.mixed; half *= 2)
+    for (int k = 0; k < m.columns; k++) {
+      if (k & half) continue;
+      const float a = y[k], b = y[k + half];
+      y[k] = a + b, y[k + half] = a - b;
+    }
+  return y;
+}
+
 }  // namespace
 
 void reference_multiply(const MatrixView& m, const float* x, int count, float* y) {
@@ -48,6 +62,7 @@ void reference_multiply(const MatrixView& m, const float* x, int count, float* y
   std::vector<float> scaled(m.columns);
   for (int token = 0; token < count; token++, x += m.columns, y += m.rows) {
     for (int n = 0; n < m.rows; n++) y[n] = 0;
+    const std::vector<float> seen = rotated(m, x);
     for (int i = 0; i < m.terms; i++) {
       const Term& t = m.term[i];
       for (int g = 0; g < m.groups; g++) {
@@ -55,7 +70,7 @@ void reference_multiply(const MatrixView& m, const float* x, int count, float* y
         const float* inputs = m.runs[t.runs].inputs;
         float top = 0;
         for (int k = from; k < to; k++) {
-          scaled[k] = inputs ? x[k] * inputs[k] : x[k];
+          scaled[k] = inputs ? seen[k] * inputs[k] : seen[k];
           top = std::fmax(top, std::fabs(scaled[k]));
         }
         const float scale = top / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;

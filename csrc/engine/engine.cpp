@@ -14,7 +14,8 @@ namespace bitwright {
 namespace {
 
 bool same_input(const MatrixView& a, const MatrixView& b) {
-  if (a.columns != b.columns || a.group != b.group || a.run_kinds != b.run_kinds) return false;
+  if (a.columns != b.columns || a.group != b.group || a.run_kinds != b.run_kinds || !a.rotation != !b.rotation)
+    return false;
   for (int i = 0; i < a.run_kinds; i++)
     if (a.runs[i].unit != b.runs[i].unit || a.runs[i].inputs != b.runs[i].inputs) return false;
   return true;

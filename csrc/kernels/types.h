@@ -17,6 +17,7 @@ constexpr int kMaxBlocks = 8;      // blocks that share one unpacking of the wei
 constexpr int kStretch = 640;      // columns unpacked at a time at most (one group where that is longer)
 constexpr size_t kAhead = 8192;    // bytes from what a product of one token reads to what it fetches
 constexpr int kDots = 12;          // products of one round of `dots`
+constexpr int kMostMixed = 512;       // columns of a block of a rotation at most
 constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 
 // Columns are walked in units: 32 of a field plane or bitmap, 20 of a base-3 plane, one block of an n:m plane.
@@ -62,6 +63,9 @@ struct MatrixView {
   Term term[kMaxTerms];
   Runs runs[kMaxTerms];
   const float* bias;
+  // Activations are multiplied by it [columns] and mixed by Hadamard transforms of `mixed` columns each; null: they are not.
+  const float* rotation;
+  int mixed;
 };
 
 // One block of int8 activations. Codes of a run kind: [run units][unit / 4][tokens][4].

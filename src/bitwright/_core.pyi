@@ -19,6 +19,12 @@ def isa() -> str:
 def set_isa(name: str) -> None:
     """Use this level from now on; ValueError if it cannot run here."""
 
+def mix(x: Tensor | Floats, before: Tensor | None, after: Tensor | None, block: int) -> Floats:
+    """Float32 [N, C], factors [C] or none -> [N, C]: H (x * before) * after, H of ones and minus ones in blocks.
+
+    On the calling thread.
+    """
+
 def quantize(x: Tensor | Floats, group: int) -> tuple[NDArray[np.int8], Floats, NDArray[np.int32]]:
     """Float32 [T, C] -> codes [T, C], scales [T, G], sums of codes [T, G], as kernels compute them."""
 

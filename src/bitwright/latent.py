@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from bitwright.errors import Refused
 from bitwright.groups import Params, columns_of, groups, join, per_column
 from bitwright.learning import Learning
-from bitwright.protocols import Adaptive, Format, Planes, QTensor
+from bitwright.protocols import Adaptive, Format, Planes, QTensor, Turned
 
 BETAS = (0.9, 0.95)
 HALVINGS = 6
@@ -84,6 +85,8 @@ class TunedWeight:
         movable = (*q.format.continuous, *(q.format.mixed if isinstance(q.format, Adaptive) else ()))
         self.moving = () if self.analytic else tuple(n for n in movable if n not in learning.frozen)
         self.still = [self.fixed[n] for n in learning.frozen if n in self.fixed and n not in movable]
+        if self.still and isinstance(q.format, Turned):
+            raise Refused("entries of a weight whose inputs are rotated cannot stay where they are: leave out frozen.")
         moving = {name: self.fixed[name] for name in self.moving}
         rates = dict.fromkeys(moving, learning.parameter_rate) | {"latent": learning.rate}
         self.moved = Moved({"latent": latent} | moving, rates, learning.signed)
@@ -92,16 +95,24 @@ class TunedWeight:
 
     def _towards(self, original: Tensor, decoded: Tensor) -> Tensor:
         """As near to the original weight as the codes stay what they are."""
+        fmt, fixed = self._coder, self._spread(self.fixed)
+        if isinstance(self.format, Turned):
+            original, decoded = self.format.turned(original), fmt.decode(self.codes, fixed)
 
         def same(step: Tensor) -> Tensor:
-            codes = self.format.encode(decoded + step, self._spread(self.fixed))
-            return self.format.decode(codes, self._spread(self.fixed)) == decoded
+            return fmt.decode(fmt.encode(decoded + step, fixed), fixed) == decoded
 
         step = original - decoded
         for _ in range(HALVINGS):
             step = torch.where(same(step), step, step / 2)
         step = step * same(step)
-        return decoded + step * same(step).all(1, keepdim=True)  # codes of many weights at once may need the whole row
+        near = decoded + step * same(step).all(1, keepdim=True)  # codes of many weights at once may need the whole row
+        return self.format.restored(near) if isinstance(self.format, Turned) else near
+
+    @property
+    def _coder(self) -> Format:
+        """The format that sees single columns."""
+        return self.format.inner if isinstance(self.format, Turned) else self.format
 
     def _spread(self, params: Params) -> Params:
         return per_column(params, self.format.group, self.shape[1])
@@ -118,10 +129,12 @@ class TunedWeight:
         if not self.analytic:
             return
         latent, fixed = self.moved.tensors["latent"], self._spread(self.fixed)
+        if isinstance(self.format, Turned):
+            latent = self.format.turned(latent)
         every = []
         for columns in groups(self.shape[1], self.format.group):
             prior = columns_of(fixed, columns)
-            found = self.format.fit(latent[:, columns], torch.ones(1, columns.stop - columns.start), prior)
+            found = self._coder.fit(latent[:, columns], torch.ones(1, columns.stop - columns.start), prior)
             every.append({name: value for name, value in found.items() if value is not prior.get(name)})
         self.fixed = self.fixed | join(every)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import WorkFailed
+from bitwright.rotation import block_of, factors, rotated_inputs
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Hessian:
         self.tokens = tokens
         self.level = level
         self._factors: dict[float, Tensor] = {}
+        self._rotated: Hessian | None = None
         self._lock = Lock()
 
     @property
@@ -41,6 +43,17 @@ class Hessian:
                 share = 1.0 if self.level is None or mean == 0 else self.level / mean
                 self._factors[damping] = inverse_cholesky(self.matrix, damping * share)[0]
             return self._factors[damping]
+
+    def rotated(self) -> Hessian:
+        """That of rotated inputs (`rotation.py`)."""
+        with self._lock:
+            if self._rotated is None:
+                columns = len(self.matrix)
+                matrix = rotated_inputs(rotated_inputs(self.matrix.double()).t()).float().contiguous()
+                # What a rotation does to the sum of squares of all inputs.
+                growth = block_of(columns) * float(factors(columns)[0]) ** 2
+                self._rotated = Hessian(matrix, self.tokens, None if self.level is None else self.level * growth)
+            return self._rotated
 
     def error(self, rest: Tensor) -> float:
         """tr(D H D^T) of a weight difference D [R, C]: the rise of the layer's squared output error."""

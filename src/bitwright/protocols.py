@@ -6,8 +6,10 @@ A *group* is a run of input columns that share parameters; the last one may be s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from functools import wraps
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,6 +66,7 @@ class Dense:
     `scales`, `mins` f16 [tiles, G, 16]; without `mins` the min is scale * `offset`;
     `group` columns share a scale (None: the whole row); activations are scaled per `activation_group`.
     `inputs` f16 [C]: the term's activations are multiplied by it before they become int8 codes.
+    `rotated`: activations are rotated before anything else (`rotation.py`); all terms of a weight are alike in that.
     """
 
     codes: Tensor
@@ -76,6 +79,7 @@ class Dense:
     inputs: Tensor | None = None
     table: Tensor | None = None
     per_word: int = 0
+    rotated: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Sparse:
     counts: Tensor | None
     block: int
     activation_group: int
+    rotated: bool = False
 
 
 Term = Dense | Sparse
@@ -109,7 +114,7 @@ class Operand:
     """A term with its codes unpacked, for reference arithmetic.
 
     `codes` uint8 [R, C]; `mask` bool [R, C], None where every entry counts; `scale`, `min` float32 [R, G] of `group`
-    columns each (None: [R, 1], the whole row); `inputs` [C] as in `Dense`.
+    columns each (None: [R, 1], the whole row); `inputs` [C] and `rotated` as in `Dense`.
     """
 
     codes: Tensor
@@ -118,6 +123,7 @@ class Operand:
     min: Tensor
     group: int | None
     inputs: Tensor | None = None
+    rotated: bool = False
 
 
 @runtime_checkable
@@ -252,6 +258,28 @@ class Adaptive(Format, Protocol):
 
 
 @runtime_checkable
+class Turned(Format, Protocol):
+    """A format whose codes are those of another one, of the weight for changed inputs."""
+
+    @property
+    def inner(self) -> Format:
+        """The other one."""
+        ...
+
+    def turned(self, w: Tensor) -> Tensor:
+        """The weight [R, C] that `inner` codes."""
+        ...
+
+    def restored(self, w: Tensor) -> Tensor:
+        """Inverse of `turned`, differentiable."""
+        ...
+
+    def seen(self, hessian: Hessian) -> Hessian:
+        """That of the changed inputs."""
+        ...
+
+
+@runtime_checkable
 class Partition(Protocol):
     """Which entries of a matrix are salient."""
 
@@ -282,7 +310,7 @@ class QTensor:
 
 @runtime_checkable
 class Solver(Protocol):
-    """Chooses codes and parameters of one weight. Never asks which format it has."""
+    """Chooses codes and parameters of one weight. Never asks which format it has; its `solve` is marked `as_coded`."""
 
     kind: ClassVar[str]
 
@@ -294,3 +322,20 @@ class Solver(Protocol):
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """`w` float32 [R, C]; `hessian` of its inputs, None where there are no statistics."""
         ...
+
+
+S = TypeVar("S")
+Solve = Callable[[S, Tensor, Format, Hessian | None], QTensor]
+
+
+def as_coded(solve: Solve[S]) -> Solve[S]:
+    """A `solve` that sees the weight and its inputs as the codes of a format do."""
+
+    @wraps(solve)
+    def whole(self: S, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
+        if not isinstance(fmt, Turned):
+            return solve(self, w, fmt, hessian)
+        found = whole(self, fmt.turned(w), fmt.inner, None if hessian is None else fmt.seen(hessian))
+        return QTensor(fmt, found.shape, found.planes)
+
+    return whole

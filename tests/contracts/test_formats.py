@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitwright.protocols import Format
+from bitwright.protocols import Format, Turned
 from bitwright.registry import load, names
+from bitwright.rotation import rotated_inputs
 from bitwright.runtime.reference import integer_matmul, quantize_activations
 from bitwright.solvers.rtn import Rtn
 from bitwright.spec import from_spec, to_spec
@@ -67,6 +68,8 @@ def test_encode_chooses_no_worse_than_any_other_code(fmt: Format) -> None:
     q = Rtn().solve(w, fmt, None)
     codes, params = fmt.unpack(q.planes, (16, 96))
     spread = per_column(params, fmt.group, 96)
+    if isinstance(fmt, Turned):
+        fmt, w = fmt.inner, fmt.turned(w)
     chosen = (fmt.decode(codes, spread) - w).abs()
     for seed in range(5):
         other = codes[torch.randperm(16, generator=torch.Generator().manual_seed(seed))]
@@ -116,6 +119,7 @@ def test_integer_arithmetic_is_the_product_of_decoded_weights(fmt: Format) -> No
     group = fmt.terms(q.planes, shape)[0].activation_group
     x = matrix(3, 200, seed=1)
     operands = fmt.operands(q.planes, shape)
+    seen_x = rotated_inputs(x) if operands[0].rotated else x
     expected = torch.zeros(3, 40, dtype=torch.float64)
     decoded = torch.zeros(shape)
     for operand in operands:
@@ -125,11 +129,12 @@ def test_integer_arithmetic_is_the_product_of_decoded_weights(fmt: Format) -> No
             1 if operand.mask is None else operand.mask
         )
         inputs = torch.ones(shape[1]) if operand.inputs is None else operand.inputs.float()
-        codes, scales = quantize_activations(x * inputs, group)
+        codes, scales = quantize_activations(seen_x * inputs, group)
         seen = codes * scales.repeat_interleave(group, dim=1)[:, : shape[1]]
         expected += seen.double() @ part.double().t()
         decoded += part * inputs
-    assert (decoded - q.dequantize()).abs().max() < 1e-6 * decoded.abs().max()
+    whole = fmt.turned(q.dequantize()) if isinstance(fmt, Turned) else q.dequantize()
+    assert (decoded - whole).abs().max() < 1e-6 * decoded.abs().max()
     found = integer_matmul(x, operands, group).double()
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 

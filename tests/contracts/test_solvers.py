@@ -5,7 +5,7 @@ import torch
 
 from bitwright.groups import per_column
 from bitwright.linalg import Hessian, inverse_cholesky
-from bitwright.protocols import ColumnStats, Elastic, Format, QTensor
+from bitwright.protocols import ColumnStats, Elastic, Format, QTensor, Turned
 from bitwright.registry import load, names
 from bitwright.solvers.adaquant import Adaquant
 from bitwright.solvers.descent import Descent
@@ -34,6 +34,7 @@ def problem(rows: int = 24, columns: int = 150, seed: int = 0) -> tuple[torch.Te
 def test_errors_explain_the_difference_for_any_block(fmt: Format) -> None:
     """W - Q = E U and sum E^2 = tr(D H D^T) with the damped H, and the block size changes no code."""
     w, h = problem()
+    fmt = fmt.inner if isinstance(fmt, Turned) else fmt
     u, damping = inverse_cholesky(h)
     damped = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
     stats = ColumnStats(h.diagonal().float(), u.diagonal().float())

@@ -118,6 +118,7 @@ def _samples(generator: torch.Generator) -> Iterator[tuple[str, tuple[Term, ...]
     base = _dense("base3", generator)
     yield "a codebook", (replace(_dense(4, generator), table=_bytes(1, generator)[0, 0, :16].contiguous()),)
     yield "base-3 codes", (base,)
+    yield "rotated inputs", (replace(base, rotated=True), replace(_bitmap(4, generator), rotated=True))
     yield "input scales", (_dense(1, generator), _scaled(generator), _scaled(generator))
     for bits in (4, 8):
         yield f"{bits}-bit values in a bitmap", (base, _bitmap(bits, generator))

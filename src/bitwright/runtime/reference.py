@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bitwright.groups import groups
 from bitwright.protocols import Operand
+from bitwright.rotation import rotated_inputs
 
 LARGEST_CODE = 127
 
@@ -33,8 +34,10 @@ def integer_matmul(x: Tensor, operands: tuple[Operand, ...], activation_group: i
 
     For each operand, for each activation group: t = s * A + m * Q, f = f + d * t, with A = sum code * q and Q = sum q
     exact integers, every product rounded on its own (no fused multiply-add). Operands with `inputs` have codes q and
-    scales d of their own, those of x * inputs.
+    scales d of their own, those of x * inputs. Rotated operands see x rotated.
     """
+    if operands[0].rotated:
+        x = rotated_inputs(x)
     distinct = {id(o.inputs): o.inputs for o in operands}
     quantized = {
         key: quantize_activations(x if inputs is None else x * inputs.float(), activation_group)

@@ -23,7 +23,7 @@ from torch import Tensor
 from bitwright.errors import BadField
 from bitwright.groups import Params, per_column
 from bitwright.linalg import Hessian
-from bitwright.protocols import Elastic, Format, QTensor, Solver
+from bitwright.protocols import Elastic, Format, QTensor, Solver, as_coded
 from bitwright.solvers.rtn import Rtn
 
 BETAS = (0.9, 0.95)
@@ -55,6 +55,7 @@ class Adaquant:
         if not self.damping > 0:
             raise BadField(self, "damping", self.damping, "give a positive share of the mean diagonal, 0.01 say")
 
+    @as_coded
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """What `start` finds, improved; without statistics just what `start` finds."""
         q = self.start.solve(w, fmt, hessian)

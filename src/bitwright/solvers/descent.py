@@ -16,7 +16,7 @@ from torch import Tensor
 from bitwright.errors import BadField
 from bitwright.groups import Params, columns_of, groups, join, per_column
 from bitwright.linalg import Hessian, inverse_factor
-from bitwright.protocols import ColumnStats, Format, QTensor, Solver
+from bitwright.protocols import ColumnStats, Format, QTensor, Solver, as_coded
 from bitwright.solvers.gptq import Gptq
 
 RIDGE = 1e-6  # of normal equations, relative to their diagonal
@@ -38,6 +38,7 @@ class Descent:
         if not self.damping > 0:
             raise BadField(self, "damping", self.damping, "give a positive share of the mean diagonal, 0.01 say")
 
+    @as_coded
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """What `start` finds, improved; without statistics just what `start` finds."""
         q = self.start.solve(w, fmt, hessian)

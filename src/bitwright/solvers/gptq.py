@@ -15,7 +15,7 @@ from torch import Tensor
 from bitwright.errors import BadField
 from bitwright.groups import Params, columns_of, groups, join
 from bitwright.linalg import Hessian
-from bitwright.protocols import ColumnStats, Format, QTensor
+from bitwright.protocols import ColumnStats, Format, QTensor, as_coded
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Gptq:
         if self.block < 1:
             raise BadField(self, "block", self.block, "give a positive number of columns")
 
+    @as_coded
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """Codes that keep the layer's output; without statistics all inputs count alike and none are correlated."""
         h = hessian or Hessian(torch.eye(w.shape[1]), 0)

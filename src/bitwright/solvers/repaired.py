@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitwright.groups import Params, per_column
 from bitwright.linalg import Hessian
-from bitwright.protocols import Format, QTensor, Solver
+from bitwright.protocols import Format, QTensor, Solver, as_coded
 from bitwright.solvers.gptq import Gptq
 
 
@@ -26,6 +26,7 @@ class Repaired:
     needs_hessian: ClassVar[bool] = True
     each: Solver = field(default_factory=Gptq)
 
+    @as_coded
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """Without statistics just what `each` finds."""
         q = self.each.solve(w, fmt, hessian)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitwright.groups import Params, columns_of, groups, join
 from bitwright.linalg import Hessian
-from bitwright.protocols import ColumnStats, Format, QTensor
+from bitwright.protocols import ColumnStats, Format, QTensor, as_coded
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Rtn:
         """Where columns do not count alike."""
         return self.weighted
 
+    @as_coded
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """Nearest codes."""
         stats = ColumnStats.flat(w.shape[1]) if hessian is None else column_stats(hessian)

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from bitwright.linalg import Hessian
-from bitwright.protocols import Additive, Format, Planes, QTensor, Solver
+from bitwright.protocols import Additive, Format, Planes, QTensor, Solver, as_coded
 from bitwright.solvers.descent import Descent
 
 
@@ -24,6 +24,7 @@ class Successive:
     needs_hessian: ClassVar[bool] = True
     each: Solver = field(default_factory=lambda: Descent(sweeps=1))
 
+    @as_coded
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """The residual of every block is that of the stored ones before it."""
         if not isinstance(fmt, Additive):

@@ -15,7 +15,7 @@ from bitwright.tune.run import Tuned, tune
 from bitwright.tune.settings import Tuning
 from bitwright.tune.stages import carry_out, start_of
 
-RECIPE = "trellis"
+RECIPE = "qtip"
 MINUTES = {"fast": 0.0, "default": 9.0, "best": 140.0}  # of distillation
 LEARNING = Learning(rate=6e-3, parameter_rate=8e-3, vector_rate=5e-3, batch=2, encode_every=4, hidden=0.1)
 """For trellis codes: a scale serves a whole row and may move fast; few codes change between two steps."""

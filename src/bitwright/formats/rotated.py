@@ -1,0 +1,111 @@
+"""Another format, of a weight whose inputs are rotated (incoherence processing, QuIP#, arXiv 2402.04396)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from bitwright.bits import Bits
+from bitwright.formats.integer import Integer
+from bitwright.formats.residual import Residual
+from bitwright.formats.trellis import Trellis
+from bitwright.groups import Params
+from bitwright.linalg import Hessian
+from bitwright.protocols import ColumnStats, Format, Operand, Planes, PlaneSpec, Term
+from bitwright.rotation import restored, rotated
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """`inner` codes the weight for inputs that are multiplied by signs and mixed by Hadamard transforms of blocks.
+
+    The same bits: signs are fixed. A kernel rotates activations before they become codes, once for all weights that
+    share them. Here weights and latent weights are those for the inputs as they are; codes are of the rotated weight.
+    """
+
+    kind: ClassVar[str] = "rotated"
+    inner: Format = field(default_factory=Trellis)
+
+    @property
+    def group(self) -> int | None:
+        """Rotated columns that share parameters."""
+        return self.inner.group
+
+    @property
+    def step(self) -> int:
+        """Rotated columns that are coded jointly."""
+        return self.inner.step
+
+    def turned(self, w: Tensor) -> Tensor:
+        """The weight that `inner` codes."""
+        return rotated(w)
+
+    def restored(self, w: Tensor) -> Tensor:
+        """Inverse of `turned`."""
+        return restored(w)
+
+    def seen(self, hessian: Hessian) -> Hessian:
+        """That of rotated inputs."""
+        return hessian.rotated()
+
+    def prepare(self, w: Tensor, stats: ColumnStats) -> Params:
+        """The choices of `inner`; `stats` are of rotated inputs."""
+        return self.inner.prepare(rotated(w), stats)
+
+    def fit(self, w: Tensor, importance: Tensor, prior: Params) -> Params:
+        """Of whole rows; `importance` is of rotated columns."""
+        return self.inner.fit(rotated(w), importance, prior)
+
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """Those of `inner`."""
+        return self.inner.continuous
+
+    def stored(self, params: Params) -> Params:
+        """Those of `inner`."""
+        return self.inner.stored(params)
+
+    def encode(self, w: Tensor, params: Params, importance: Tensor | None = None, u: Tensor | None = None) -> Tensor:
+        """Codes of whole rows [R, C]; `importance` is of rotated columns."""
+        return self.inner.encode(rotated(w), params, importance, u)
+
+    def decode(self, codes: Tensor, params: Params) -> Tensor:
+        """Whole rows, for inputs as they are."""
+        return restored(self.inner.decode(codes, params))
+
+    def pack(self, codes: Tensor, params: Params) -> Planes:
+        """As `inner`."""
+        return self.inner.pack(codes, params)
+
+    def unpack(self, planes: Planes, shape: tuple[int, int]) -> tuple[Tensor, Params]:
+        """As `inner`."""
+        return self.inner.unpack(planes, shape)
+
+    def planes(self, shape: tuple[int, int]) -> dict[str, PlaneSpec]:
+        """As `inner`."""
+        return self.inner.planes(shape)
+
+    def bits(self, shape: tuple[int, int]) -> Bits:
+        """As `inner`."""
+        return self.inner.bits(shape)
+
+    def flaw(self, planes: Planes, shape: tuple[int, int]) -> str | None:
+        """As `inner`."""
+        return self.inner.flaw(planes, shape)
+
+    def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
+        """Those of `inner`, of rotated inputs."""
+        return tuple(replace(term, rotated=True) for term in self.inner.terms(planes, shape))
+
+    def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
+        """Those of `inner`, of rotated inputs."""
+        return tuple(replace(operand, rotated=True) for operand in self.inner.operands(planes, shape))
+
+    def rows(self, planes: Planes, ids: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Chosen rows."""
+        return restored(self.inner.rows(planes, ids, shape))
+
+
+EXAMPLES = (Rotated(), Rotated(Integer(3, 64)), Rotated(Residual(2, 64)))

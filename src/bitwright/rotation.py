@@ -1,0 +1,92 @@
+"""A fixed rotation of the inputs of a layer: signs, then Walsh-Hadamard transforms of blocks of columns.
+
+It spreads what a few columns have over all of their block: values look more like Gaussian numbers, as codes want them
+(incoherence, QuIP#, arXiv 2402.04396), and no activation stands out where they are rounded together.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from bitwright import _core
+except ImportError:  # the same sums in torch
+    _core = None  # type: ignore[assignment]
+
+LARGEST = 512  # columns of a block at most
+
+
+def block_of(columns: int) -> int:
+    """Columns that are mixed: the largest power of two up to 512 that divides their number."""
+    return min(columns & -columns, LARGEST)
+
+
+@cache
+def factors(columns: int) -> Tensor:
+    """Float32 [C], plus or minus a power of two: x becomes H (x * factors), H of ones and minus ones.
+
+    Signs are bits of a hash of the column (the finalizer of MurmurHash3); the power keeps lengths, times the square
+    root of two where a block is an odd power of two.
+    """
+    size = 0.5 ** ((block_of(columns).bit_length() - 1) // 2)
+    return torch.tensor([size if _hash(column) & 1 else -size for column in range(columns)])
+
+
+def _hash(column: int) -> int:
+    h = column + 1
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF
+    return h
+
+
+def rotated_inputs(x: Tensor) -> Tensor:
+    """What activations [..., C] become; every operation rounded as in kernels."""
+    return _mixed(x, factors(x.shape[-1]), None)
+
+
+def rotated(w: Tensor) -> Tensor:
+    """The weight [..., C] that gives with rotated inputs what `w` gives with the inputs."""
+    return _mixed(w, _inverses(w.shape[-1]), None)
+
+
+def restored(w: Tensor) -> Tensor:
+    """Inverse of `rotated`, up to rounding; differentiable."""
+    found: Tensor = _Restored.apply(w)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Restored(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return _mixed(w, None, factors(w.shape[-1]))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return rotated_inputs(gradient)  # H is symmetric
+
+
+@cache
+def _inverses(columns: int) -> Tensor:
+    """Powers of two too: no rounding."""
+    return 1 / (factors(columns) * block_of(columns))
+
+
+def _mixed(x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+    """H (x * before) * after: sums and differences of columns 1, 2, 4, ... apart in each block."""
+    columns = x.shape[-1]
+    size = block_of(columns)
+    if _core is not None and x.dtype == torch.float32 and x.numel():
+        rows = x.detach().reshape(-1, columns).contiguous()
+        return torch.from_numpy(_core.mix(rows, before, after, size)).view(x.shape)
+    y, half = x if before is None else x * before.to(x.dtype), 1
+    while half < size:
+        pairs = y.reshape(-1, 2, half)
+        a, b = pairs[:, 0], pairs[:, 1]
+        y = torch.stack((a + b, a - b), dim=1)
+        half *= 2
+    y = y.reshape(x.shape)
+    return y if after is None else y * after.to(y.dtype)

@@ -1,0 +1,110 @@
+"""Rotated weights: an exact change of basis, better codes where columns stand out, the same bits."""
+
+import pytest
+import torch
+
+from bitwright import rotation
+from bitwright.errors import Refused
+from bitwright.formats.integer import Integer
+from bitwright.formats.mixed import Mixed
+from bitwright.formats.rotated import Rotated
+from bitwright.latent import TunedWeight
+from bitwright.learning import Learning
+from bitwright.linalg import Hessian
+from bitwright.runtime.native import available, native_matrix
+from bitwright.runtime.reference import integer_matmul
+from bitwright.solvers.gptq import Gptq
+from bitwright.solvers.rtn import Rtn
+
+COLUMNS = (1, 2, 7, 8, 20, 48, 100, 576, 640, 1536, 2048)
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_products_stay_and_lengths_grow_by_one_factor(columns: int) -> None:
+    w, x = numbers(5, columns), numbers(3, columns, seed=1)
+    turned = rotation.rotated_inputs(x)
+    assert (turned @ rotation.rotated(w).t() - x @ w.t()).abs().max() < 1e-5 * columns
+    assert (rotation.restored(rotation.rotated(w)) - w).abs().max() < 1e-5
+    growth = turned.norm(dim=1) / x.norm(dim=1)
+    odd = rotation.block_of(columns).bit_length() % 2 == 0  # an odd power of two
+    assert growth.allclose(torch.full_like(growth, 2.0 ** (0.5 if odd else 0.0)), rtol=1e-4)
+
+
+def test_blocks_are_powers_of_two_that_divide_the_columns() -> None:
+    assert [rotation.block_of(n) for n in (7, 576, 640, 1536, 1024, 4096)] == [1, 64, 128, 512, 512, 512]
+    x = torch.zeros(1, 576)
+    x[0, 70] = 1.0
+    assert rotation.rotated_inputs(x).nonzero()[:, 1].tolist() == list(range(64, 128))
+
+
+def test_signs_are_part_of_the_format() -> None:
+    assert "".join("+-"[int(f < 0)] for f in rotation.factors(64)) == (
+        "+-+++--++--+-++--+-++--+-+---++-----++-+---+-+---+-+++-+++-+++--"
+    )
+    assert rotation.factors(64).abs().unique().tolist() == [0.125]
+    assert rotation.factors(128).abs().unique().tolist() == [0.125]
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_compiled_and_plain_sums_are_equal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = numbers(6, columns)
+    compiled = [f(w) for f in (rotation.rotated, rotation.restored, rotation.rotated_inputs)]
+    monkeypatch.setattr(rotation, "_core", None)
+    plain = [f(w) for f in (rotation.rotated, rotation.restored, rotation.rotated_inputs)]
+    assert all(torch.equal(a, b) for a, b in zip(compiled, plain, strict=True))
+
+
+def test_gradient_of_decoding_is_that_of_the_coded_weight() -> None:
+    w = numbers(4, 96).double().requires_grad_()
+    assert torch.autograd.gradcheck(rotation.restored, (w,))
+
+
+def test_columns_that_stand_out_cost_less() -> None:
+    """A few large weights a row: rotated, they no longer set the steps of the grid for their neighbours."""
+    w = numbers(64, 512) * 0.02
+    w[:, ::100] *= 20
+    plain, turned = (Rtn().solve(w, fmt, None).dequantize() for fmt in (Integer(3, 128), Rotated(Integer(3, 128))))
+    assert (turned - w).norm() < 0.7 * (plain - w).norm()
+
+
+def test_hessian_of_rotated_inputs() -> None:
+    x = numbers(300, 96)
+    x[:, 5] *= 10
+    h = Hessian(2 / 300 * x.t() @ x, 300, level=3.0)
+    turned = rotation.rotated_inputs(x)
+    expected = 2 / 300 * turned.t() @ turned
+    assert (h.rotated().matrix - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert h.rotated().diagonal.mean() / h.diagonal.mean() == pytest.approx((h.rotated().level or 0) / 3.0, rel=1e-4)
+    w = numbers(8, 96, seed=1)
+    assert h.rotated().error(rotation.rotated(w)) == pytest.approx(h.error(w), rel=1e-4)
+
+
+@pytest.mark.parametrize("fmt", [Rotated(Integer(2, 64)), Rotated(Mixed())], ids=repr)
+@pytest.mark.parametrize("columns", [100, 576])
+def test_every_engine_multiplies_rotated_inputs(fmt: Rotated, columns: int) -> None:
+    w, x = numbers(40, columns), numbers(19, columns, seed=1)
+    q = Gptq().solve(w, fmt, None)
+    terms = fmt.terms(q.planes, q.shape)
+    found = integer_matmul(x, fmt.operands(q.planes, q.shape), terms[0].activation_group)
+    exact = x @ q.dequantize().t()
+    assert (found - exact).norm() < 0.02 * exact.norm()
+    if not available()[0]:
+        pytest.skip("no compiled kernels here")
+    matrix = native_matrix(terms, q.shape, None)
+    assert torch.equal(matrix.matmul(x), found)
+    assert torch.equal(torch.from_numpy(matrix.core.reference(x)), found)
+
+
+def test_the_same_bits() -> None:
+    fmt = Rotated(Integer(3, 64))
+    assert fmt.bits((40, 576)) == fmt.inner.bits((40, 576))
+
+
+def test_frozen_entries_are_refused() -> None:
+    q = Rtn().solve(numbers(16, 128), Rotated(Mixed()), None)
+    with pytest.raises(Refused, match="rotated"):
+        TunedWeight(q, None, Learning(frozen=("mask",)))
