@@ -149,6 +149,7 @@ struct Policy {
   static F all(float c) { return _mm512_set1_ps(c); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F sum(F a, F b) { return _mm512_add_ps(a, b); }
+  static F less(F a, F b) { return _mm512_sub_ps(a, b); }
   static F loadf(const float* p) { return _mm512_loadu_ps(p); }
   static void storef(float* p, F f) { _mm512_storeu_ps(p, f); }
   static void store_some(float* p, F f, int n) { _mm512_mask_storeu_ps(p, __mmask16((1 << n) - 1), f); }
@@ -188,7 +189,10 @@ struct Policy {
   static V all32(int32_t c) { return _mm512_set1_epi32(c); }
 
  private:
-  static F butterfly(F other, F f, __mmask16 upper) { return _mm512_mask_sub_ps(_mm512_add_ps(f, other), upper, other, f); }
+  // other + f, other - f in upper lanes; a product with 1 or -1 is exact.
+  static F butterfly(F other, F f, __mmask16 upper) {
+    return _mm512_fmadd_ps(f, _mm512_mask_blend_ps(upper, all(1), all(-1)), other);
+  }
   // The starts of columns 8 i .. 8 i + 7 of a word, a byte each.
   template <int N> struct Starts {
     int64_t of[N / 8];

@@ -6,7 +6,7 @@
 //             through one of the `tiles` at a time, half of them through two; there and with `expands` dot
 //   tables    table16 look16; `looks_up`, `dots_words` (codebooks too are multiplied in place), see trellis.inl
 //   sparse    mask; where `expands` is true also expand select gather, and one token needs no unpacking
-//   floats    to_float half all mul sum loadf storef store_some amax round; larger largest digits7 butterflies16 for attention
+//   floats    to_float half all mul sum less loadf storef store_some amax round; larger largest digits7 butterflies16 for attention
 
 template <class P> using V = typename P::V;
 template <class P> using F = typename P::F;

@@ -110,6 +110,7 @@ struct Policy {
   static F all(float c) { return floats([=](int) { return vdupq_n_f32(c); }); }
   static F mul(F a, F b) { return floats([&](int i) { return vmulq_f32(a.r[i], b.r[i]); }); }
   static F sum(F a, F b) { return floats([&](int i) { return vaddq_f32(a.r[i], b.r[i]); }); }
+  static F less(F a, F b) { return floats([&](int i) { return vsubq_f32(a.r[i], b.r[i]); }); }
   static F larger(F a, F b) { return floats([&](int i) { return vmaxq_f32(a.r[i], b.r[i]); }); }
   static float largest(F f) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(f.r[0], f.r[1]), vmaxq_f32(f.r[2], f.r[3]))); }
   static F loadf(const float* p) { return floats([=](int i) { return vld1q_f32(p + 4 * i); }); }

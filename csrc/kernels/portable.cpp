@@ -126,6 +126,7 @@ struct Policy {
   static F all(float c) { return floats([=](int) { return c; }); }
   static F mul(const F& a, const F& b) { return floats([&](int i) { return a.f[i] * b.f[i]; }); }
   static F sum(const F& a, const F& b) { return floats([&](int i) { return a.f[i] + b.f[i]; }); }
+  static F less(const F& a, const F& b) { return floats([&](int i) { return a.f[i] - b.f[i]; }); }
   static F loadf(const float* p) { return floats([=](int i) { return p[i]; }); }
   static void storef(float* p, const F& f) { store_some(p, f, kLanes); }
   static void store_some(float* p, const F& f, int n) { std::memcpy(p, f.f, size_t(n) * sizeof(float)); }

@@ -90,11 +90,33 @@ template <int Half> void butterflies(float* x, int n, int block) {
   if constexpr (Half < kMostDims / 2) butterflies<2 * Half>(x, n, block);
 }
 
+// Of N vectors, in registers.
+template <class P, int N> void butterflies_of(float* x) {
+  F<P> f[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) f[i] = P::butterflies16(P::loadf(x + i * kLanes));
+#pragma GCC unroll 8
+  for (int half = 1; half < N; half *= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) {
+      if (i & half) continue;
+      const F<P> a = f[i], b = f[i + half];
+      f[i] = P::sum(a, b), f[i + half] = P::less(a, b);
+    }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) P::storef(x + i * kLanes, f[i]);
+}
+
 template <class P> void hadamard(float* x, int n) {
+  constexpr int few = 4 * kLanes;
   const int block = n & -n;
   if (block < kLanes) return butterflies<1>(x, n, block);
-  for (int i = 0; i < n; i += kLanes) P::storef(x + i, P::butterflies16(P::loadf(x + i)));
-  butterflies<kLanes>(x, n, block);
+  if (block < few) {
+    for (int i = 0; i < n; i += kLanes) butterflies_of<P, 1>(x + i);
+    return butterflies<kLanes>(x, n, block);
+  }
+  for (int i = 0; i < n; i += few) butterflies_of<P, 4>(x + i);
+  butterflies<few>(x, n, block);
 }
 
 template <class P, int T> void float_rows(const float* tile, const float* x, size_t stride, int columns, float* y) {

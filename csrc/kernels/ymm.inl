@@ -94,6 +94,7 @@ struct Ymm {
   static F all(float c) { return {_mm256_set1_ps(c), _mm256_set1_ps(c)}; }
   static F mul(F a, F b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
   static F sum(F a, F b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+  static F less(F a, F b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
   static F loadf(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   static void storef(float* p, F f) { _mm256_storeu_ps(p, f.low), _mm256_storeu_ps(p + 8, f.high); }
   static void store_some(float* p, F f, int n) {

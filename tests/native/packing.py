@@ -23,6 +23,26 @@ class Operand:
     min: np.ndarray
 
 
+def rotated(x: np.ndarray) -> np.ndarray:
+    """Activations float32 [T, C] by the words of docs/format.md: signs, then sums and differences in blocks."""
+    columns = x.shape[1]
+    block = min(columns & -columns, 512)
+    size = 2.0 ** -((block.bit_length() - 1) // 2)
+    y = x.copy()
+    for k in range(columns):
+        h = k + 1
+        h = (h ^ h >> 16) * 0x85EBCA6B % 2**32
+        h = (h ^ h >> 13) * 0xC2B2AE35 % 2**32
+        y[:, k] *= np.float32(size if (h ^ h >> 16) % 2 else -size)
+    half = 1
+    while half < block:
+        for first in range(0, columns, 2 * half):
+            a, b = y[:, first : first + half].copy(), y[:, first + half : first + 2 * half].copy()
+            y[:, first : first + half], y[:, first + half : first + 2 * half] = a + b, a - b
+        half *= 2
+    return y
+
+
 def tiles(rows: int) -> int:
     return -(-rows // 16)
 

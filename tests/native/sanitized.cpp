@@ -150,6 +150,9 @@ void check_matrices() {
   TermSource scaled = dense(store, 1);
   scaled.inputs = store.halves({kColumns});
   check("input scales", {dense(store, 1), scaled});
+  TermSource rotated = dense(store, 2);
+  rotated.rotated = scaled.rotated = true;
+  check("rotated inputs", {rotated, scaled});
   for (int bits : {4, 8}) check("bitmap of " + std::to_string(bits) + " bits", {base3, bitmap(store, bits)});
   for (int block : {64, 128}) check("blocks of " + std::to_string(block), {base3, blocks(store, block)});
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,24 @@ def test_many_tokens_equal_one_at_a_time(isa: str, kind: int | str) -> None:
     single = np.concatenate([matrix.matmul(x[t : t + 1]) for t in range(33)])
     for tokens in range(1, 34):
         np.testing.assert_array_equal(matrix.matmul(x[:tokens]), single[:tokens])
+
+
+@pytest.mark.parametrize("columns", [20, 33, 48, 576, 1280, 1536])
+def test_rotated_inputs_equal_the_definition(isa: str, columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    part = packing.dense(rng, rng.integers(0, 4, (40, columns)), 2, None, 64)
+    matrix = _core.Matrix([replace(part.term, rotated=True)], 40, columns)
+    x = activations(33, columns)
+    expected = packing.product(packing.rotated(x), [part], None, 64)
+    np.testing.assert_array_equal(matrix.reference(x), expected)
+    for tokens in (1, 3, 33):
+        np.testing.assert_array_equal(matrix.matmul(x[:tokens], 2), expected[:tokens])
+
+
+def test_terms_are_rotated_together() -> None:
+    part = packing.dense(np.random.default_rng(0), np.zeros((16, 64), np.int64), 1, None, 64)
+    with pytest.raises(ValueError, match="rotated"):
+        _core.Matrix([part.term, replace(part.term, rotated=True)], 16, 64)
 
 
 def test_thread_counts_agree_where_there_is_work_for_them(isa: str) -> None:
