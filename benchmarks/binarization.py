@@ -42,11 +42,13 @@ GROUPED = (
     'format={"kind":"zoned","low":{"kind":"residual","order":2,"group":128,"rounds":3,"columns":"own"},'
     '"salient":"alternating"}'
 )
+ROTATED = 'format={"kind":"rotated","inner":{"kind":"residual","order":2,"group":64,"rounds":3,"columns":"own"}}'
 FOUR = ("--set", "format.salient_bits=4")
 GPTQ = ("--set", 'solver={"kind":"gptq"}')
 # name: recipe, further arguments, what the paper counts as bits
 ROWS: dict[str, tuple[str, list[str], str]] = {
     "ARB-LLM, group 64, v 6 bits, k 4": ("arb-llm", ["--set", "format.group=64", "--set", FINE], "1.09"),
+    "ARB-LLM, rotated, group 64, v 6 bits, k 4": ("arb-llm", ["--set", ROTATED, "--set", FINE], "1.09"),
     "ARB-LLM": ("arb-llm", [], "1.09"),
     "ARB-LLM with column groups": ("arb-llm", ["--set", GROUPED], "1.09"),
     "BiLLM": ("bi-llm", [], "1.08"),
