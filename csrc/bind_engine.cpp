@@ -38,8 +38,7 @@ class PlanReader {
     if (const PyMatrix* packed = matrix_of(table)) {
       const MatrixView& m = packed->get().view();
       for (int i = 0; i < m.terms; i++)
-        require(!m.term[i].values && !m.runs[m.term[i].runs].inputs && !m.rotation,
-                "a packed embedding must have plain dense terms only");
+        require(!m.term[i].values && !m.runs[m.term[i].runs].inputs, "a packed embedding must have plain dense terms only");
       require(m.rows == p.vocabulary && m.columns == p.hidden, "the embedding has the wrong shape");
       PyMatrix* head = nullptr;
       const bool tied = nb::try_cast(source.attr("head"), head) && head == packed;

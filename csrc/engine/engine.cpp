@@ -8,6 +8,7 @@
 #include "codes.h"
 #include "dispatch.h"
 #include "engine/arena.h"
+#include "rotation.h"
 #include "team.h"
 
 namespace bitwright {
@@ -102,7 +103,11 @@ void Engine::truncate(int position, int sequence) {
 }
 
 void Engine::embed(int token, float* out) const {
-  if (plan_.packed_embedding) decode_row(*plan_.packed_embedding, token, out);
+  if (plan_.packed_embedding) {
+    const MatrixView& m = *plan_.packed_embedding;
+    decode_row(m, token, out);
+    if (m.rotation) mix(*level_, out, nullptr, m.rotation, m.columns, m.mixed, out);
+  }
   else std::copy_n(plan_.embedding + size_t(token) * plan_.hidden, plan_.hidden, out);
   if (plan_.embedding_scale != 1)
     for (int i = 0; i < plan_.hidden; i++) out[i] *= plan_.embedding_scale;

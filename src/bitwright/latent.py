@@ -10,7 +10,8 @@ from torch import Tensor
 from bitwright.errors import Refused
 from bitwright.groups import Params, columns_of, groups, join, per_column
 from bitwright.learning import Learning
-from bitwright.protocols import Adaptive, Format, Planes, QTensor, Turned
+from bitwright.protocols import Adaptive, Format, Planes, QTensor
+from bitwright.turned import Turned
 
 BETAS = (0.9, 0.95)
 HALVINGS = 6
@@ -107,7 +108,12 @@ class TunedWeight:
             step = torch.where(same(step), step, step / 2)
         step = step * same(step)
         near = decoded + step * same(step).all(1, keepdim=True)  # codes of many weights at once may need the whole row
-        return self.format.restored(near) if isinstance(self.format, Turned) else near
+        if not isinstance(self.format, Turned):
+            return near
+        # Rounding on the way back and forth can move what lies at the border of a cell.
+        latent, exact = self.format.restored(near), self.format.restored(decoded)
+        stays = (self.format.encode(latent, fixed) == self.codes).all(1, keepdim=True)
+        return torch.where(stays, latent, exact)
 
     @property
     def _coder(self) -> Format:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import WorkFailed
-from bitwright.rotation import block_of, factors, rotated_inputs
+from bitwright.rotation import growth, rotated_inputs
 
 log = logging.getLogger(__name__)
+STRIP = 1024  # rows rotated at a time: bounds memory
 
 
 class Hessian:
@@ -48,11 +49,10 @@ class Hessian:
         """That of rotated inputs (`rotation.py`)."""
         with self._lock:
             if self._rotated is None:
-                columns = len(self.matrix)
-                matrix = rotated_inputs(rotated_inputs(self.matrix.double()).t()).float().contiguous()
-                # What a rotation does to the sum of squares of all inputs.
-                growth = block_of(columns) * float(factors(columns)[0]) ** 2
-                self._rotated = Hessian(matrix, self.tokens, None if self.level is None else self.level * growth)
+                half = torch.cat([rotated_inputs(rows.double()) for rows in self.matrix.split(STRIP)])
+                matrix = torch.cat([rotated_inputs(rows.t()).float() for rows in half.split(STRIP, dim=1)])
+                level = None if self.level is None else self.level * growth(len(matrix))
+                self._rotated = Hessian(matrix, self.tokens, level)
             return self._rotated
 
     def error(self, rest: Tensor) -> float:

@@ -6,10 +6,8 @@ A *group* is a run of input columns that share parameters; the last one may be s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -258,28 +256,6 @@ class Adaptive(Format, Protocol):
 
 
 @runtime_checkable
-class Turned(Format, Protocol):
-    """A format whose codes are those of another one, of the weight for changed inputs."""
-
-    @property
-    def inner(self) -> Format:
-        """The other one."""
-        ...
-
-    def turned(self, w: Tensor) -> Tensor:
-        """The weight [R, C] that `inner` codes."""
-        ...
-
-    def restored(self, w: Tensor) -> Tensor:
-        """Inverse of `turned`, differentiable."""
-        ...
-
-    def seen(self, hessian: Hessian) -> Hessian:
-        """That of the changed inputs."""
-        ...
-
-
-@runtime_checkable
 class Partition(Protocol):
     """Which entries of a matrix are salient."""
 
@@ -310,7 +286,7 @@ class QTensor:
 
 @runtime_checkable
 class Solver(Protocol):
-    """Chooses codes and parameters of one weight. Never asks which format it has; its `solve` is marked `as_coded`."""
+    """Chooses codes and parameters of one weight. Never asks which format it has; `solve` is `as_coded` (`turned.py`)."""
 
     kind: ClassVar[str]
 
@@ -322,20 +298,3 @@ class Solver(Protocol):
     def solve(self, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
         """`w` float32 [R, C]; `hessian` of its inputs, None where there are no statistics."""
         ...
-
-
-S = TypeVar("S")
-Solve = Callable[[S, Tensor, Format, Hessian | None], QTensor]
-
-
-def as_coded(solve: Solve[S]) -> Solve[S]:
-    """A `solve` that sees the weight and its inputs as the codes of a format do."""
-
-    @wraps(solve)
-    def whole(self: S, w: Tensor, fmt: Format, hessian: Hessian | None) -> QTensor:
-        if not isinstance(fmt, Turned):
-            return solve(self, w, fmt, hessian)
-        found = whole(self, fmt.turned(w), fmt.inner, None if hessian is None else fmt.seen(hessian))
-        return QTensor(fmt, found.shape, found.planes)
-
-    return whole

@@ -33,7 +33,13 @@ def factors(columns: int) -> Tensor:
     root of two where a block is an odd power of two.
     """
     size = 0.5 ** ((block_of(columns).bit_length() - 1) // 2)
-    return torch.tensor([size if _hash(column) & 1 else -size for column in range(columns)])
+    signed = [size if _hash(column) & 1 else -size for column in range(columns)]
+    return torch.tensor(signed, dtype=torch.float32, device="cpu")
+
+
+def growth(columns: int) -> float:
+    """What the sum of squares of all inputs is multiplied by: 1 or 2."""
+    return block_of(columns) * float(factors(columns)[0]) ** 2
 
 
 def _hash(column: int) -> int:
@@ -82,7 +88,13 @@ def _mixed(x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
     if _core is not None and x.dtype == torch.float32 and x.numel():
         rows = x.detach().reshape(-1, columns).contiguous()
         return torch.from_numpy(_core.mix(rows, before, after, size)).view(x.shape)
-    y, half = x if before is None else x * before.to(x.dtype), 1
+    return plainly_mixed(x, before, after)
+
+
+def plainly_mixed(x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+    """The same without compiled code, to the same bits."""
+    size, half = block_of(x.shape[-1]), 1
+    y = x if before is None else x * before.to(x.dtype)
     while half < size:
         pairs = y.reshape(-1, 2, half)
         a, b = pairs[:, 0], pairs[:, 1]

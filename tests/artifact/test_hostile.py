@@ -148,6 +148,10 @@ FOLDERS = {
     "unknown field of a format": (put("formats", 0, "bias", 1), "bias"),
     "field of the wrong type": (put("formats", 0, "group", "32"), "group"),
     "field that cannot be": (put("formats", 0, "bits_per_code", 9), "bits_per_code"),
+    "a rotation of a rotation": (
+        put("formats", 0, {"kind": "rotated", "inner": {"kind": "rotated", "inner": {"kind": "integer"}}}),
+        "inner",
+    ),
     "endless nesting of formats": (
         lambda folder: (folder / CONFIG).write_text(
             '{"quantization_config":{"quant_method":"bitwright","version":1,"weights":[],"formats":['

@@ -5,12 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitwright.protocols import Format, Turned
+from bitwright.protocols import Format
 from bitwright.registry import load, names
 from bitwright.rotation import rotated_inputs
 from bitwright.runtime.reference import integer_matmul, quantize_activations
 from bitwright.solvers.rtn import Rtn
 from bitwright.spec import from_spec, to_spec
+from bitwright.turned import Turned
 
 
 def every_format() -> list[Format]:

@@ -5,13 +5,14 @@ import torch
 
 from bitwright.groups import per_column
 from bitwright.linalg import Hessian, inverse_cholesky
-from bitwright.protocols import ColumnStats, Elastic, Format, QTensor, Turned
+from bitwright.protocols import ColumnStats, Elastic, Format, QTensor
 from bitwright.registry import load, names
 from bitwright.solvers.adaquant import Adaquant
 from bitwright.solvers.descent import Descent
 from bitwright.solvers.gptq import Gptq, gptq
 from bitwright.solvers.repaired import Repaired
 from bitwright.solvers.rtn import Rtn
+from bitwright.turned import Turned
 
 
 def every_format() -> list[Format]:

@@ -5,9 +5,10 @@ import torch
 
 from bitwright.latent import TunedWeight
 from bitwright.learning import Learning
-from bitwright.protocols import Format, QTensor, Turned
+from bitwright.protocols import Format, QTensor
 from bitwright.registry import load, names
 from bitwright.solvers.rtn import Rtn
+from bitwright.turned import Turned
 
 SHAPE = (24, 200)
 

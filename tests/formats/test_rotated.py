@@ -4,17 +4,21 @@ import pytest
 import torch
 
 from bitwright import rotation
-from bitwright.errors import Refused
+from bitwright.errors import BadField, Refused
 from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
+from bitwright.formats.mixture import Mixture
+from bitwright.formats.nested import Nested
 from bitwright.formats.rotated import Rotated
 from bitwright.latent import TunedWeight
 from bitwright.learning import Learning
 from bitwright.linalg import Hessian
+from bitwright.protocols import Format
 from bitwright.runtime.native import available, native_matrix
 from bitwright.runtime.reference import integer_matmul
 from bitwright.solvers.gptq import Gptq
 from bitwright.solvers.rtn import Rtn
+from bitwright.transforms import awq
 
 COLUMNS = (1, 2, 7, 8, 20, 48, 100, 576, 640, 1536, 2048)
 
@@ -99,6 +103,38 @@ def test_every_engine_multiplies_rotated_inputs(fmt: Rotated, columns: int) -> N
     assert torch.equal(torch.from_numpy(matrix.core.reference(x)), found)
 
 
+@pytest.mark.parametrize("inner", [Rotated(), Mixture(), Nested()], ids=lambda fmt: fmt.kind)
+def test_what_cannot_be_rotated_is_refused(inner: Format) -> None:
+    with pytest.raises(BadField, match="inner"):
+        Rotated(inner)
+
+
+def test_inputs_that_never_fire_do_not_disturb_others() -> None:
+    """Their weights may be as large as they like: nobody multiplies by them."""
+    x = numbers(400, 256)
+    x[:, 5::32] = 0
+    hessian = Hessian(2 / 400 * x.t() @ x, 400)
+    w = numbers(16, 256, seed=1)
+    w[:, 5::32] *= 50
+    fmt = Rotated(Integer(3, 64))
+    live = hessian.error(w)
+    assert hessian.error(Gptq().solve(w, fmt, hessian).dequantize() - w) < 0.05 * live
+
+
+def test_diagonal_of_a_diagonal() -> None:
+    h = numbers(1536).square()
+    exact = Hessian(torch.diag(h), 1).rotated().diagonal
+    assert Rotated().seen_diagonal(h).allclose(exact, rtol=1e-4)
+
+
+def test_memory_of_the_original_keeps_every_code() -> None:
+    for seed in range(4):
+        w = numbers(64, 512, seed=seed)
+        q = Rtn().solve(w, Rotated(Integer(3, 64)), None)
+        tuned = TunedWeight(q, w, Learning())
+        assert torch.equal(tuned.value(), q.dequantize())
+
+
 def test_the_same_bits() -> None:
     fmt = Rotated(Integer(3, 64))
     assert fmt.bits((40, 576)) == fmt.inner.bits((40, 576))
@@ -108,3 +144,12 @@ def test_frozen_entries_are_refused() -> None:
     q = Rtn().solve(numbers(16, 128), Rotated(Mixed()), None)
     with pytest.raises(Refused, match="rotated"):
         TunedWeight(q, None, Learning(frozen=("mask",)))
+
+
+def test_awq_sees_a_rotated_weight_as_its_codes_do() -> None:
+    w, h = numbers(32, 128) * 0.02, numbers(128, seed=2).square() + 0.1
+    w[:, ::50] *= 20
+    fmt = Rotated(Integer(3, 64))
+    near = awq._decoded(w, fmt, h)
+    wide = Rtn(weighted=True).solve(w, fmt, Hessian(torch.diag(h), 1)).dequantize()
+    assert (near - w).norm() == pytest.approx(float((wide - w).norm()), rel=0.02)

@@ -1,5 +1,6 @@
 // Every kind of matrix at every level against the reference, and a small engine with packed and float weights: built with
 // AddressSanitizer and UndefinedBehaviorSanitizer by test_sanitizers.py. All memory has its exact size.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -12,6 +13,7 @@
 #include "engine/engine.h"
 #include "matrix.h"
 #include "reference.h"
+#include "rotation.h"
 
 using namespace bitwright;
 
@@ -153,6 +155,13 @@ void check_matrices() {
   TermSource rotated = dense(store, 2);
   rotated.rotated = scaled.rotated = true;
   check("rotated inputs", {rotated, scaled});
+  for (const Kernels* level : levels()) {
+    const std::vector<float> x = normals(192), factors = rotation_factors(192);
+    std::vector<float> y(192), back(192);
+    mix(*level, x.data(), factors.data(), nullptr, 192, mixed_columns(192), y.data());
+    mix(*level, y.data(), nullptr, factors.data(), 192, mixed_columns(192), back.data());
+    for (int i = 0; i < 192; i++) require(std::abs(back[i] - x[i]) < 1e-5f, "a rotation is not undone");
+  }
   for (int bits : {4, 8}) check("bitmap of " + std::to_string(bits) + " bits", {base3, bitmap(store, bits)});
   for (int block : {64, 128}) check("blocks of " + std::to_string(block), {base3, blocks(store, block)});
 }

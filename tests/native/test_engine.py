@@ -17,6 +17,7 @@ from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
 from bitwright.formats.mixture import Mixture
 from bitwright.formats.residual import Residual
+from bitwright.formats.rotated import Rotated
 from bitwright.formats.trellis import Trellis
 from bitwright.formats.zoned import Zoned
 from bitwright.partitions.columns import Columns
@@ -114,7 +115,7 @@ def test_float_weights_give_the_logits_of_transformers(name: str) -> None:
     assert (coarse - logits).std() < 0.05 * logits.std()
 
 
-@pytest.mark.parametrize("table", [TABLE, Trellis(16)], ids=["integer", "trellis"])
+@pytest.mark.parametrize("table", [TABLE, Trellis(16), Rotated(TABLE)], ids=["integer", "trellis", "rotated"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
 def test_packed_weights_give_the_logits_of_the_packed_model(name: str, table: Format) -> None:
     # Teacher-forced; int8 activations round differently where two sums of floats differ in the last bit, so what is
@@ -145,8 +146,8 @@ def test_column_scales_give_a_layer_activations_of_its_own(isa: str) -> None:
         "q_proj": Residual(3, 64, columns="shared"),  # beside k and v, which have none or others
         "v_proj": Residual(4, 32, columns="own"),
         "k_proj": Zoned(Residual(2, 32), "alternating"),  # two terms for the codes of a plane
-        "gate_proj": Trellis(24),
-        "up_proj": Residual(4, None, columns="own"),
+        "gate_proj": Rotated(Trellis(16)),
+        "up_proj": Rotated(Residual(4, None, columns="own")),
         "down_proj": Mixed(Residual(2, None, columns="shared"), Columns(0.3), 8, "columns"),
     }
     model, ids = pack(model_of("llama"), others), text(80)

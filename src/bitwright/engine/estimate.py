@@ -38,10 +38,10 @@ def peak_bytes(job: Job, source: Source, structure: Structure, threads: int | No
     activations = 4 * threads * BATCH * sequence_length(job, source) * widest
     # grams of the tasks under way and waiting, their float64 sum
     observing = columns**2 * (4 * (threads + 2) + 8) + activations
-    # the Hessian and two float64 matrices, a third inside LAPACK
-    factorising = columns**2 * (4 + 3 * 8)
+    # the Hessian, that of rotated inputs and two float64 matrices, a third inside LAPACK
+    factorising = columns**2 * (2 * 4 + 3 * 8)
     largest = max(shape[-1] * shape[-2] for shape in shapes)
-    solving = columns**2 * (4 + 8 + 4) + 6 * 4 * largest * min(threads, 2)
+    solving = columns**2 * (2 * 4 + 8 + 4) + 6 * 4 * largest * min(threads, 2)
     return int(block + max(observing, factorising, solving))
 
 

@@ -8,13 +8,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from bitwright.bits import Bits
+from bitwright.errors import BadField
 from bitwright.formats.integer import Integer
 from bitwright.formats.residual import Residual
 from bitwright.formats.trellis import Trellis
 from bitwright.groups import Params
 from bitwright.linalg import Hessian
-from bitwright.protocols import ColumnStats, Format, Operand, Planes, PlaneSpec, Term
-from bitwright.rotation import restored, rotated
+from bitwright.protocols import Adaptive, ColumnStats, Elastic, Format, Operand, Planes, PlaneSpec, Term
+from bitwright.rotation import block_of, growth, restored, rotated
+from bitwright.turned import Turned
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Rotated:
 
     kind: ClassVar[str] = "rotated"
     inner: Format = field(default_factory=Trellis)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inner, Turned | Adaptive | Elastic):
+            raise BadField(self, "inner", self.inner, "give a format without rotation, mixed scales and blocks")
 
     @property
     def group(self) -> int | None:
@@ -49,6 +55,11 @@ class Rotated:
     def seen(self, hessian: Hessian) -> Hessian:
         """That of rotated inputs."""
         return hessian.rotated()
+
+    def seen_diagonal(self, h: Tensor) -> Tensor:
+        """The mean over each block, times the square of what lengths grow by."""
+        block = block_of(len(h))
+        return (h.view(-1, block).mean(1) * growth(len(h))).repeat_interleave(block)
 
     def prepare(self, w: Tensor, stats: ColumnStats) -> Params:
         """The choices of `inner`; `stats` are of rotated inputs."""

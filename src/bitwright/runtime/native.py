@@ -18,11 +18,13 @@ from torch import Tensor
 
 from bitwright.errors import BadInput
 from bitwright.protocols import Dense, Sparse, Term
+from bitwright.rotation import factors, plainly_mixed, rotated_inputs
 
 if TYPE_CHECKING:
     from bitwright import _core
 
 ROWS, COLUMNS, GROUP = 40, 200, 80  # of the self-test: nothing is a multiple of a tile, a unit or a vector
+WIDE = 384  # columns that are rotated in blocks of several vectors
 
 
 class NativeMatrix:
@@ -101,6 +103,9 @@ def self_test() -> str | None:
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(35, COLUMNS, generator=generator)
+    wide = torch.randn(3, WIDE, generator=generator)
+    if not torch.equal(rotated_inputs(wide), plainly_mixed(wide, factors(WIDE), None)):
+        return f"{_core.isa()} gives wrong results for rotations"
     for name, terms in _samples(generator):
         matrix = _core.Matrix(terms, ROWS, COLUMNS)
         expected = matrix.reference(x)

@@ -23,8 +23,9 @@ from torch import Tensor
 from bitwright.errors import BadField
 from bitwright.groups import Params, per_column
 from bitwright.linalg import Hessian
-from bitwright.protocols import Elastic, Format, QTensor, Solver, as_coded
+from bitwright.protocols import Elastic, Format, QTensor, Solver
 from bitwright.solvers.rtn import Rtn
+from bitwright.turned import as_coded
 
 BETAS = (0.9, 0.95)
 TINY = torch.finfo(torch.float32).tiny

@@ -16,8 +16,9 @@ from torch import Tensor
 from bitwright.errors import BadField
 from bitwright.groups import Params, columns_of, groups, join, per_column
 from bitwright.linalg import Hessian, inverse_factor
-from bitwright.protocols import ColumnStats, Format, QTensor, Solver, as_coded
+from bitwright.protocols import ColumnStats, Format, QTensor, Solver
 from bitwright.solvers.gptq import Gptq
+from bitwright.turned import as_coded
 
 RIDGE = 1e-6  # of normal equations, relative to their diagonal
 

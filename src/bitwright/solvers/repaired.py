@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bitwright.groups import Params, per_column
 from bitwright.linalg import Hessian
-from bitwright.protocols import Format, QTensor, Solver, as_coded
+from bitwright.protocols import Format, QTensor, Solver
 from bitwright.solvers.gptq import Gptq
+from bitwright.turned import as_coded
 
 
 @dataclass(frozen=True)

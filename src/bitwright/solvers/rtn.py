@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bitwright.groups import Params, columns_of, groups, join
 from bitwright.linalg import Hessian
-from bitwright.protocols import ColumnStats, Format, QTensor, as_coded
+from bitwright.protocols import ColumnStats, Format, QTensor
+from bitwright.turned import as_coded
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from bitwright.linalg import Hessian
-from bitwright.protocols import Additive, Format, Planes, QTensor, Solver, as_coded
+from bitwright.protocols import Additive, Format, Planes, QTensor, Solver
 from bitwright.solvers.descent import Descent
+from bitwright.turned import as_coded
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from bitwright.linalg import Hessian
 from bitwright.protocols import ColumnStats, Format
 from bitwright.solvers.rtn import rounded
 from bitwright.transforms._sites import Site, scale, sites
+from bitwright.turned import Turned
 
 LEAST = 1e-4  # scale before it is normalised
 
@@ -78,6 +79,8 @@ class Awq:
 
 def _decoded(w: Tensor, fmt: Format, curvature: Tensor) -> Tensor:
     """The nearest weights of a format, columns weighed by the curvature [C]."""
+    if isinstance(fmt, Turned):
+        return fmt.restored(_decoded(fmt.turned(w), fmt.inner, fmt.seen_diagonal(curvature)))
     h = curvature + 1e-4 * curvature.mean() + torch.finfo(torch.float32).tiny
     codes, params = rounded(w, fmt, ColumnStats(h, h.rsqrt()), weighted=True)
     return fmt.decode(codes, per_column(params, fmt.group, w.shape[1]))
