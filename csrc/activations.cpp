@@ -82,8 +82,10 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
   scaled.resize(m.columns);
   if (m.rotation) {
     rotated.resize(size_t(m.columns) * block.used);
-    for (int t = 0; t < block.used; t++)
-      mix(level, x + size_t(b * level.tokens + t) * stride, m.rotation, nullptr, m.columns, m.mixed, rotated.data() + t * m.columns);
+    for (int t = 0; t < block.used; t++) {
+      const float* from = x + size_t(b * level.tokens + t) * stride;
+      mix(level, from, m.rotation, nullptr, m.columns, m.mixed, rotated.data() + size_t(t) * m.columns);
+    }
   }
   for (int kind = 0; kind < m.run_kinds; kind++) {
     if (first_alike(m, kind) != kind) continue;
@@ -91,7 +93,7 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
     for (int t = 0; t < tokens; t++) {
       std::memset(rows.get() + t * row + m.columns, 0, row - m.columns);
       if (t >= block.used) std::memset(rows.get() + t * row, 0, m.columns);
-      const float* source = m.rotation ? rotated.data() + t * m.columns : x + size_t(b * level.tokens + t) * stride;
+      const float* source = m.rotation ? rotated.data() + size_t(t) * m.columns : x + size_t(b * level.tokens + t) * stride;
       if (inputs && t < block.used) {
         for (int k = 0; k < m.columns; k++) scaled[k] = source[k] * inputs[k];
         source = scaled.data();

@@ -160,9 +160,9 @@ auto mix_rows(const Rows& x, std::optional<Factors> before, std::optional<Factor
   Memory<float> y = allocate<float>(rows * columns);
   {
     nb::gil_scoped_release released;
+    const float *first = before ? before->data() : nullptr, *last = after ? after->data() : nullptr;
     for (size_t i = 0; i < rows; i++)
-      mix(level(), x.data() + i * columns, before ? before->data() : nullptr, after ? after->data() : nullptr, int(columns), block,
-          y.get() + i * columns);
+      mix(level(), x.data() + i * columns, first, last, int(columns), block, y.get() + i * columns);
   }
   return owned_array(std::move(y), {rows, columns});
 }
@@ -234,8 +234,8 @@ NB_MODULE(_core, module) {
   module.def("follow", &follow, nb::arg("student").noconvert(), nb::arg("parent").noconvert(), nb::arg("ambiguity"),
              nb::arg("sharpness"));
   module.def("ceilings", &ceilings, nb::arg("bytes"), nb::arg("threads") = 0);
-  module.def("mix", &mix_rows, nb::arg("x").noconvert(), nb::arg("before").noconvert().none(), nb::arg("after").noconvert().none(),
-             nb::arg("block"));
+  module.def("mix", &mix_rows, nb::arg("x").noconvert(), nb::arg("before").noconvert().none(),
+             nb::arg("after").noconvert().none(), nb::arg("block"));
   module.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("group"));
   nb::class_<PyMatrix>(module, "Matrix")
       .def(nb::init<nb::sequence, int, int, nb::object>(), nb::arg("terms"), nb::arg("rows"), nb::arg("cols"),

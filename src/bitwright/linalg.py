@@ -49,8 +49,8 @@ class Hessian:
         """That of rotated inputs (`rotation.py`)."""
         with self._lock:
             if self._rotated is None:
-                half = torch.cat([rotated_inputs(rows.double()) for rows in self.matrix.split(STRIP)])
-                matrix = torch.cat([rotated_inputs(rows.t()).float() for rows in half.split(STRIP, dim=1)])
+                half = torch.cat([rotated_inputs(rows.double()) for rows in torch.split(self.matrix, STRIP)])
+                matrix = torch.cat([rotated_inputs(rows.t()).float() for rows in torch.split(half, STRIP, dim=1)])
                 level = None if self.level is None else self.level * growth(len(matrix))
                 self._rotated = Hessian(matrix, self.tokens, level)
             return self._rotated

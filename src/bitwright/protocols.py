@@ -286,7 +286,7 @@ class QTensor:
 
 @runtime_checkable
 class Solver(Protocol):
-    """Chooses codes and parameters of one weight. Never asks which format it has; `solve` is `as_coded` (`turned.py`)."""
+    """Chooses codes and parameters of one weight, never asks which format it has; `solve` is `as_coded` (turned.py)."""
 
     kind: ClassVar[str]
 
