@@ -7,15 +7,17 @@ It spreads what a few columns have over all of their block: values look more lik
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_core: Any
 try:
-    from bitwright import _core
+    _core = import_module("bitwright._core")  # not through the package, which is above this file
 except ImportError:  # the same sums in torch
-    _core = None  # type: ignore[assignment]
+    _core = None
 
 LARGEST = 512  # columns of a block at most
 
