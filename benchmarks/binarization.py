@@ -121,7 +121,7 @@ EQUAL = """
 
 The best perplexity that each method has among the rows above with so many stored bits (to one digit) or fewer, and
 the bits it took. BitStack is one file for all sizes ([elastic files](elastic.md)), with an embedding of 6 bits. "-":
-nothing so small is measured; PTQ1.61 and STBLLM could store 1.1 bits, the others store more.
+it stores more.
 
 """
 

@@ -21,6 +21,7 @@ LEARNED = 'refiner={"kind":"reconstruct"}'
 PLAIN, UNCLIPPED = "transforms=[]", "format.search=0"
 THREE, LONG = "format.bits_per_code=3", "format.group=128"
 TWO = "format.bits_per_code=2"
+ROTATED = 'format={"kind":"rotated","inner":{"kind":"integer","bits_per_code":%d,"group":%d,"search":20}}'
 ROWS: dict[str, tuple[str, ...]] = {  # recipe and its settings
     "4 bits, rounding": ("rtn", LONG),
     "4 bits, rounding, clipped": ("awq", PLAIN),
@@ -34,15 +35,18 @@ ROWS: dict[str, tuple[str, ...]] = {  # recipe and its settings
     "3 bits, GPTQ": ("gptq", LONG),
     "3 bits, GPTQ, AWQ": ("gptq", LONG, AWQ),
     "3 bits, GPTQ, Hadamard": ("gptq", LONG, HADAMARD),
+    "3 bits, GPTQ, rotated inputs": ("gptq", ROTATED % (3, 128)),
     "3 bits, OmniQuant": ("omniquant", LONG),
     "3 bits, AutoRound": ("autoround", LONG),
     "3 bits, GPTQ, learned": ("gptq", LONG, LEARNED),
     "2 bits, GPTQ": ("gptq", TWO),
+    "2 bits, GPTQ, rotated inputs": ("gptq", ROTATED % (2, 64)),
     "2 bits, OmniQuant": ("omniquant", TWO),
     "2 bits, AutoRound": ("autoround", TWO),
     "2 bits, GPTQ, learned": ("gptq", TWO, LEARNED),
     "2 bits, trellis": ("trellis",),
     "2 bits, trellis, Hadamard": ("trellis", HADAMARD),
+    "2 bits, trellis, rotated inputs": ("qtip",),
     "2 bits, trellis, learned": ("trellis", LEARNED),
     "8 bits, a scale a row": ("smoothquant", PLAIN),
     "8 bits, a scale a row, SmoothQuant": ("smoothquant",),
