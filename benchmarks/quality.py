@@ -45,11 +45,13 @@ class Row(NamedTuple):
 
 
 UNIFORM = ("--score", "uniform")
+SLOW = (("rate", 0.002), ("parameter_rate", 0.002), ("vector_rate", 0.002))
 LLAMA = {4.25: 22.05, 3.44: 28.27, 3.06: 35.79, 2.63: 65.1, 2.56: 105.8, 2.06: 612.0, 1.75: 1272.0}
 ROWS: dict[str, Row] = {
     **{f"{bits} fast": Row("qtip", bits) for bits in (2.06, 3.06, 2.56, 1.75, 4.25)},
     **{f"{bits} default": Row("qtip", bits, steps=STEPS) for bits in (2.06, 3.06, 2.56, 1.75)},
     **{f"{bits} long": Row("qtip", bits, steps=6 * STEPS) for bits in (2.06, 3.06)},
+    "3.06 default, slow": Row("qtip", 3.06, steps=STEPS, learning=SLOW),
     "2.06 longest": Row("qtip", 2.06, steps=10 * STEPS),  # each text once
     **{f"{size} default": Row("qtip", size, steps=STEPS) for size in ("45MB", "38MB", "32MB")},
     **{f"Gemma {bits} fast": Row("qtip", bits, model=GEMMA) for bits in (2.06, 3.06)},
