@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from bitwright.artifact.folder import require_free
@@ -19,6 +20,13 @@ RECIPE = "qtip"
 MINUTES = {"fast": 0.0, "default": 9.0, "best": 140.0}  # of distillation
 LEARNING = Learning(rate=6e-3, parameter_rate=8e-3, vector_rate=5e-3, batch=2, encode_every=4, hidden=0.1)
 """For trellis codes: a scale serves a whole row and may move fast; few codes change between two steps."""
+NEAR, NEAR_BITS = replace(LEARNING, rate=2e-3, parameter_rate=2e-3, vector_rate=2e-3), 2.8
+"""From so many bits on: the start is so near that faster rates lead away from it first (docs/quality.md)."""
+
+
+def learning_of(bits: float | None) -> Learning:
+    """How a preset learns at this many stored bits a weight of the blocks; None: not known beforehand."""
+    return LEARNING if bits is None or bits < NEAR_BITS else NEAR
 
 
 def job_of(job: Job, quality: str) -> Job:
@@ -56,7 +64,7 @@ def make(
         out=job.out,
         data=texts,
         minutes=MINUTES[quality],
-        learning=LEARNING,
+        learning=learning_of(start.target_bpw),
         seed=job.seed,
         threads=job.threads,
     )
