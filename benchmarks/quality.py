@@ -106,8 +106,7 @@ def make(name: str, row: Row, learned: Path, more: Path, folder: Path) -> tuple[
     tuned = Path("-".join((f"{base}-{steps}", *(f"{key}-{value}" for key, value in learning))))
     if not tuned.exists():
         start = time.monotonic()
-        preset = to_spec(learning_of(target if isinstance(target, float) else None))
-        settings = ({} if recipe == "gptq" else preset) | dict(learning)
+        settings = ({} if recipe == "gptq" else to_spec(learning_of(base))) | dict(learning)
         rates = [f"--set={key}={json.dumps(value)}" for key, value in settings.items() if key != "kind"]
         bitwright("tune", base, "--data", learned, "--data", more, "--steps", steps, *rates, "-o", tuned)
         seconds["tune"] = time.monotonic() - start

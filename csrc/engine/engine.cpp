@@ -107,8 +107,9 @@ void Engine::embed(int token, float* out) const {
     const MatrixView& m = *plan_.packed_embedding;
     decode_row(m, token, out);
     if (m.rotation) mix(*level_, out, nullptr, m.rotation, m.columns, m.mixed, out);
+  } else {
+    std::copy_n(plan_.embedding + size_t(token) * plan_.hidden, plan_.hidden, out);
   }
-  else std::copy_n(plan_.embedding + size_t(token) * plan_.hidden, plan_.hidden, out);
   if (plan_.embedding_scale != 1)
     for (int i = 0; i < plan_.hidden; i++) out[i] *= plan_.embedding_scale;
 }

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitwright.artifact.folder import require_free
+from bitwright.artifact.read import open_artifact
 from bitwright.engine.job import Job
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput
@@ -24,9 +25,11 @@ NEAR, NEAR_BITS = replace(LEARNING, rate=2e-3, parameter_rate=2e-3, vector_rate=
 """From so many bits on: the start is so near that faster rates lead away from it first (docs/quality.md)."""
 
 
-def learning_of(bits: float | None) -> Learning:
-    """How a preset learns at this many stored bits a weight of the blocks; None: not known beforehand."""
-    return LEARNING if bits is None or bits < NEAR_BITS else NEAR
+def learning_of(start: Path) -> Learning:
+    """How a preset learns from an artifact, by the stored bits a weight of its blocks."""
+    manifest = open_artifact(start).manifest
+    assert manifest is not None
+    return LEARNING if manifest.totals.stored_bits_per_weight < NEAR_BITS else NEAR
 
 
 def job_of(job: Job, quality: str) -> Job:
@@ -64,11 +67,14 @@ def make(
         out=job.out,
         data=texts,
         minutes=MINUTES[quality],
-        learning=learning_of(start.target_bpw),
         seed=job.seed,
         threads=job.threads,
     )
     asked = {"quality": quality, "texts": [str(path) for path in texts]}
-    told, learned = carry_out(start, tuning, asked, first, then)
+
+    def learn(tuning: Tuning) -> Tuned:
+        return then(tuning.model_copy(update={"learning": learning_of(tuning.artifact)}))
+
+    told, learned = carry_out(start, tuning, asked, first, learn)
     left = tuple((kind, name) for kind, name in told["left"])
     return Result(learned.manifest, time.monotonic() - began, told["errors"], tuple(told["unseen"]), left=left)
