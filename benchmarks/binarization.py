@@ -98,8 +98,8 @@ kernels run as it lies on disk, but for the masks of STBLLM and the columns of P
 when they are loaded, and BinaryMoS, which torch runs module by module. "Bits" are stored bits a weight of the block
 linears, with scales, masks and padding; "paper" is what the paper counts. No method is trained here; `bitwright
 train` does that, from these models ([training](training.md)). The embedding, tied with the head, has 8 bits in all of
-them (29 MB of each file). "Rotated": planes of weights whose inputs are [spread](quality.md#rotated-inputs), which is no
-part of the paper. Single layers are compared in [layer errors](layer-errors.md).
+them (29 MB of each file). "Rotated": planes of weights whose inputs are [spread](quality.md#rotated-inputs), which is
+no part of the paper. Single layers are compared in [layer errors](layer-errors.md).
 
 SmolLM2-135M-Instruct (float: 19.9), WikiText-2 test, first {WINDOWS} windows of 2048 tokens, 8-bit activations;
 calibration on {TOKENS} tokens of C4; 2 cores of a Zen 4 server that did other work as well (2026-11-22; these rows
