@@ -75,7 +75,7 @@ def trained(per_word: int) -> tuple[np.ndarray, float, float]:
 
 
 def main() -> None:
-    for per_word in (16, 24, 32, 40, 48, 56, 64):
+    for per_word in (12, 16, 20, 24, 28, 32, 40, 48, 56, 64):
         codes, step, error = trained(per_word)
         print(f'    {per_word}: ({step:.6f}, "{codes.astype(np.int8).tobytes().hex()}"),')
         print(f"{WORD / per_word:.2f} bits: {error:.4f}, bound {4.0 ** (-WORD / per_word):.4f}", file=sys.stderr)

@@ -87,7 +87,7 @@ void Matrix::add_codes(const TermSource& source, Term& t) {
 void Matrix::add_words(const TermSource& source, Term& t) {
   const MatrixView& m = view_;
   const int n = source.per_word;
-  require(n >= 16 && n <= kWord && n % 8 == 0, "per_word must be a multiple of 8 from 16 to 64");
+  require(has_kernel(n), "per_word must be 12, 16, 20, 24, 28, 32, 40, 48, 56 or 64");
   t.kind = Kind::trellis, t.bits = 8, t.per_word = n;
   t.runs = runs_of(n, inputs_of(source.inputs));
   t.units = parts(m.columns, n), t.unit_bytes = kLanes * kWordBytes;

@@ -122,6 +122,7 @@ struct Policy {
   static V eight(const int8_t* q) {
     return _mm512_set1_epi64(*reinterpret_cast<const int64_t __attribute__((may_alias, aligned(1)))*>(q));
   }
+  static V four(const int8_t* q) { return _mm512_maskz_mov_epi32(0x5555, quad(q)); }
   static void quads(V& first, V& second) {
     const V low = first;
     first = _mm512_permutex2var_epi32(low, even(), second);
@@ -195,7 +196,7 @@ struct Policy {
   }
   // The starts of columns 8 i .. 8 i + 7 of a word, a byte each.
   template <int N> struct Starts {
-    int64_t of[N / 8];
+    int64_t of[(N + 7) / 8];
     constexpr Starts() : of() {
       for (int i = 0; i < N; i++) of[i / 8] |= int64_t(uint64_t(window_start(N, i)) << i % 8 * 8);
     }

@@ -8,6 +8,8 @@ namespace bitwright {
 constexpr int kWord = 64, kWordBytes = 8;
 constexpr int kWindow = 7, kStates = 1 << kWindow;
 
+constexpr bool has_kernel(int per_word) { return per_word >= 12 && per_word <= kWord && per_word % (per_word < 32 ? 4 : 8) == 0; }
+
 constexpr int window_start(int per_word, int i) { return i * kWord / per_word; }
 
 // Windows to be chosen for rows [rows][columns] of numbers in units of the table.

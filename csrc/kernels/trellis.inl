@@ -1,10 +1,12 @@
 // Words of a trellis: windows are cut out of the 64-bit words of the rows and looked up. A unit is one word column of a tile,
 // [16 rows][8 bytes]. Where `P::looks_up` is true, P has
-//   Lookup<N>  codes(words, i): columns 8 i .. 8 i + 7 of eight rows' words, [row][8]
+//   Lookup<N>  codes(words, i): columns 8 i .. 8 i + 7 of eight rows' words, [row][8]; the last four may be beyond the word
 //   quads      codes of rows 0-7 and 8-15, [row][8], to two column quads, [16 rows][4]
 // and where `P::dots_words` is true (one token is multiplied in place)
-//   eight      eight activations for every row
+//   eight      eight activations for every row; four: and four times 0
 //   pairs      sums of rows 0-7 and 8-15, two a row, to one a row
+
+template <int N> constexpr int kEights = (N + 7) / 8;
 
 template <class P, int N> struct DotTrellis {
   static constexpr int columns = N, bytes = kLanes * kWordBytes;
@@ -16,10 +18,10 @@ template <class P, int N> struct DotTrellis {
     const typename P::template Lookup<N> lookup(table);
     const V<P> low = P::load_once(unit), high = P::load_once(unit + kVector);
 #pragma GCC unroll 8
-    for (int i = 0; i < N / 8; i++) {
-      const V<P> eight = P::eight(q + 8 * i);
-      a[0] = P::dot(a[0], lookup.codes(low, i), eight);
-      a[1] = P::dot(a[1], lookup.codes(high, i), eight);
+    for (int i = 0; i < kEights<N>; i++) {
+      const V<P> some = 8 * i + 8 <= N ? P::eight(q + 8 * i) : P::four(q + 8 * i);
+      a[0] = P::dot(a[0], lookup.codes(low, i), some);
+      a[1] = P::dot(a[1], lookup.codes(high, i), some);
     }
   }
   V<P> total() const { return P::pairs(a[0], a[1]); }
@@ -36,8 +38,11 @@ template <int N> struct Count {
 // Calls go with the columns of a word as a constant.
 template <class Go> inline void with_word(int per_word, Go go) {
   switch (per_word) {
+    case 12: return go(Count<12>{});
     case 16: return go(Count<16>{});
+    case 20: return go(Count<20>{});
     case 24: return go(Count<24>{});
+    case 28: return go(Count<28>{});
     case 32: return go(Count<32>{});
     case 40: return go(Count<40>{});
     case 48: return go(Count<48>{});
@@ -55,10 +60,11 @@ template <class P> void unpack_words(const Term& t, const uint8_t* unit, int uni
       const typename P::template Lookup<count> lookup(t.table);
       for (; units; units--, unit += 2 * kVector) {
         const V<P> low = P::load(unit), high = P::load(unit + kVector);
-        for (int i = 0; i < count / 8; i++, out += 2 * kVector) {
+        for (int i = 0; i < kEights<count>; i++) {
           V<P> first = lookup.codes(low, i), second = lookup.codes(high, i);
           P::quads(first, second);
-          P::store(out, first), P::store(out + kVector, second);
+          P::store(out, first), out += kVector;
+          if (8 * i + 4 < count) P::store(out, second), out += kVector;
         }
       }
     });

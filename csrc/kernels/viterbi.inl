@@ -78,7 +78,9 @@ template <bool Feedback> int viterbi(Trellis& t, const TrellisJob& job, int firs
     const auto column = t.advance(i) == 1   ? viterbi_column<1, Feedback>
                         : t.advance(i) == 2 ? viterbi_column<2, Feedback>
                         : t.advance(i) == 3 ? viterbi_column<3, Feedback>
-                                            : viterbi_column<4, Feedback>;
+                        : t.advance(i) == 4 ? viterbi_column<4, Feedback>
+                        : t.advance(i) == 5 ? viterbi_column<5, Feedback>
+                                            : viterbi_column<6, Feedback>;
     column(t, t.survivors[now], t.survivors[1 - now], job.table, i, inverse);
   }
   return now;

@@ -171,12 +171,12 @@ struct Ymm {
     alignas(32) uint16_t factor[16];
   };
   template <int N> struct Cuts {
-    Cut of[N / 8];
+    Cut of[(N + 7) / 8];
     constexpr Cuts() : of() {
-      for (int i = 0; i < N; i++)
+      for (int i = 0; i < (N + 7) / 8 * 8; i++)
         for (int half = 0; half < 2; half++) {
           Cut& cut = of[i / 8];
-          const int start = window_start(N, i), at = half * 8 + i % 8;
+          const int start = window_start(N, i % N), at = half * 8 + i % 8;
           for (int k = 0; k < 2; k++) {
             cut.first[2 * at + k] = uint8_t((start / 8 + k) % kWordBytes);
             cut.second[2 * at + k] = uint8_t(cut.first[2 * at + k] + kWordBytes);

@@ -89,7 +89,9 @@ class TunedWeight:
         if self.still and isinstance(q.format, Turned):
             raise Refused("entries of a weight whose inputs are rotated cannot stay where they are: leave out frozen.")
         moving = {name: self.fixed[name] for name in self.moving}
-        rates = dict.fromkeys(moving, learning.parameter_rate) | {"latent": learning.rate}
+        bits = q.format.bits(self.shape)
+        share = learning.share((bits.total - bits.padding) / (self.shape[0] * self.shape[1]))
+        rates = dict.fromkeys(moving, share * learning.parameter_rate) | {"latent": share * learning.rate}
         self.moved = Moved({"latent": latent} | moving, rates, learning.signed)
         self._refit()
         self.encode()  # where several codes have one value: those that every later encoding gives

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from bitwright.errors import BadField
 
+BITS = 2.0  # stored bits a weight at which rates are what they are
 LOSSES = ("divergence", "entropy", "hidden")
 
 
@@ -16,7 +17,9 @@ class Learning:
     """How tuning learns. Rates are relative to the root mean square of the tensor they move, so that one setting fits
     matrices and models of any scale.
 
-    `rate` of latent weights, `parameter_rate` of scales, mins and the like, `vector_rate` of norms and biases.
+    `rate` of latent weights, `parameter_rate` of scales, mins and the like, `vector_rate` of norms and biases. The
+    first two are those of a matrix of 2 stored bits a weight, and 2^`per_bit` times smaller with each bit more: what
+    its codes lose halves with a bit, and so does the way to better ones.
     The rates rise over `warmup` of the steps and fall along a cosine to `floor`. A step sees `batch` sequences of
     `length` tokens. Codes are chosen anew every `encode_every` steps, a share of the matrices at each step.
     `memory`: latent weights start as near to the float weight as their codes allow, else at the decoded value; after
@@ -34,6 +37,7 @@ class Learning:
     rate: float = 2e-3
     parameter_rate: float = 1e-3
     vector_rate: float = 5e-4
+    per_bit: float = 0.0
     warmup: float = 0.05
     floor: float = 0.05
     batch: int = 4
@@ -53,6 +57,8 @@ class Learning:
         for name in ("batch", "encode_every"):
             if getattr(self, name) < 1:
                 raise BadField(self, name, getattr(self, name), "give 1 or more")
+        if not 0 <= self.per_bit <= 4:
+            raise BadField(self, "per_bit", self.per_bit, "give 0 to 4")
         if self.length < 2:
             raise BadField(self, "length", self.length, "give 2 or more tokens")
         for name in ("warmup", "floor"):
@@ -63,6 +69,10 @@ class Learning:
                 raise BadField(self, name, getattr(self, name), "give 0 or more")
         if not any(getattr(self, name) for name in LOSSES):
             raise BadField(self, "divergence", self.divergence, f"give one of {', '.join(LOSSES)} more than 0")
+
+    def share(self, bits: float) -> float:
+        """Of the rates of a matrix with so many stored bits a weight."""
+        return float(2.0 ** (self.per_bit * (BITS - bits)))
 
     def factor(self, step: int, steps: int) -> float:
         """Of all rates at a step 0 .. steps - 1."""

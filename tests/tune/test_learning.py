@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bitwright.errors import BadField
 from bitwright.formats.binary import Binary
+from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
 from bitwright.latent import TunedWeight
 from bitwright.learning import Learning
@@ -122,3 +124,24 @@ def test_a_state_holds_analytic_scales(salient: TunedWeight) -> None:
     other.restore({key: value.clone() for key, value in salient.state().items()})
     assert torch.equal(other.value(), salient.value())
     assert all(torch.equal(plane, other.planes()[role]) for role, plane in salient.planes().items())
+
+
+def test_weights_of_more_bits_move_less() -> None:
+    w = logits(0, *SHAPE)
+
+    def moved(bits: int, per_bit: float) -> tuple[float, float]:
+        q = Rtn().solve(w, Integer(bits, None), None)
+        tuned = TunedWeight(q, None, Learning(rate=0.01, parameter_rate=0.02, per_bit=per_bit))
+        before = {name: tensor.clone() for name, tensor in tuned.moved.tensors.items()}
+        tuned.moved.step({name: torch.ones_like(tensor) for name, tensor in before.items()}, 1.0)
+        latent, scale = (tuned.moved.tensors[name] - before[name] for name in ("latent", "scale"))
+        rms = [float(before[name].square().mean().sqrt()) for name in ("latent", "scale")]
+        return float(latent.abs().mean()) / rms[0], float(scale.abs().mean()) / rms[1]
+
+    stored = 32 / SHAPE[1]  # scales and mins of a row, in bits a weight
+    for bits in (2, 4):
+        assert moved(bits, 0.0) == pytest.approx((0.01, 0.02), rel=1e-3)
+        share = 2.0 ** (-1.5 * (bits + stored - 2))
+        assert moved(bits, 1.5) == pytest.approx((0.01 * share, 0.02 * share), rel=1e-3)
+    with pytest.raises(BadField, match="per_bit"):
+        Learning(per_bit=-1.0)

@@ -1,4 +1,4 @@
-"""Trellis codes of 1 to 4 bits: columns of a 64-bit word share bits, so that values are chosen jointly."""
+"""Trellis codes of 1 to 5.33 bits: columns of a 64-bit word share bits, so that values are chosen jointly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitwright.formats._tables import STEPS, TABLES
 from bitwright.groups import Params, group_count, per_column
 from bitwright.protocols import ColumnStats, Dense, Operand, Planes, PlaneSpec, Term
 
-PER_WORD = tuple(TABLES)  # 4, 2.67, 2, 1.6, 1.33, 1.14 and 1 bit
+PER_WORD = tuple(TABLES)  # 5.33, 4, 3.2, 2.67, 2.29, 2, 1.6, 1.33, 1.14 and 1 bit
 LONGEST = 160  # columns that share an activation scale
 ZERO = 128  # the code of value 0: kernels see value + 128
 SPREAD = (0.9, 1.0, 1.1)  # scales tried, relative to that of Gaussian weights
@@ -27,10 +27,10 @@ SPREAD = (0.9, 1.0, 1.1)  # scales tried, relative to that of Gaussian weights
 class Trellis:
     """Weight = scale * value, the value an integer of -128 .. 127 that a table gives for a 7-bit window of a word.
 
-    A word of 64 bits holds `per_word` columns of a row and is circular: 16, 24, 32, 40, 48, 56 or 64 are 4, 2.67, 2,
-    1.6, 1.33, 1.14 and 1 bit a weight. Codes are windows; those of neighbouring columns overlap, so a word is coded as
-    a whole (`step` columns). The bitshift trellis of QTIP (arXiv 2406.11235), with a window and a tail short enough for
-    vector registers, on weights as they are instead of rotated ones.
+    A word of 64 bits holds `per_word` columns of a row and is circular: 12, 16, 20, 24, 28, 32, 40, 48, 56 or 64 are
+    5.33, 4, 3.2, 2.67, 2.29, 2, 1.6, 1.33, 1.14 and 1 bit a weight. Codes are windows; those of neighbouring columns
+    overlap, so a word is coded as a whole (`step` columns). The bitshift trellis of QTIP (arXiv 2406.11235), with a
+    window and a tail short enough for vector registers, on weights as they are instead of rotated ones.
     """
 
     kind: ClassVar[str] = "trellis"
@@ -172,4 +172,15 @@ def _table(per_word: int) -> Tensor:
     return (signed.to(torch.int16) + ZERO).to(torch.uint8)
 
 
-EXAMPLES = (Trellis(), Trellis(16), Trellis(24, 144), Trellis(40), Trellis(48, 48), Trellis(56), Trellis(64, 256))
+EXAMPLES = (
+    Trellis(),
+    Trellis(12, 48),
+    Trellis(16),
+    Trellis(20),
+    Trellis(24, 144),
+    Trellis(28, 280),
+    Trellis(40),
+    Trellis(48, 48),
+    Trellis(56),
+    Trellis(64, 256),
+)
