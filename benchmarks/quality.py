@@ -23,10 +23,9 @@ from typing import Any, NamedTuple
 from command import bitwright
 
 from bitwright.spec import to_spec
-from bitwright.tune.preset import LEARNING, learning_of
+from bitwright.tune.preset import LEARNING, TOKENS
 
 GEMMA = "gemma3-270m"
-TOKENS = 20480
 STEPS = 80  # about as many as the default preset has time for
 HELD = 100  # documents of C4 that are only measured on
 WINDOWS = {"WikiText-2": 10, "C4": 4}
@@ -44,13 +43,12 @@ class Row(NamedTuple):
 
 
 UNIFORM = ("--score", "uniform")
-QUICK = tuple((name, getattr(LEARNING, name)) for name in ("rate", "parameter_rate", "vector_rate"))
 LLAMA = {4.25: 22.05, 3.44: 28.27, 3.06: 35.79, 2.63: 65.1, 2.56: 105.8, 2.06: 612.0, 1.75: 1272.0}
 ROWS: dict[str, Row] = {
     **{f"{bits} fast": Row("qtip", bits) for bits in (2.06, 3.06, 2.56, 1.75, 4.25)},
     **{f"{bits} default": Row("qtip", bits, steps=STEPS) for bits in (2.06, 3.06, 2.56, 1.75)},
     **{f"{bits} long": Row("qtip", bits, steps=6 * STEPS) for bits in (2.06, 3.06)},
-    "3.06 default, quick": Row("qtip", 3.06, steps=STEPS, learning=QUICK),  # with the rates of fewer bits
+    "3.06 default, rates alike": Row("qtip", 3.06, steps=STEPS, learning=(("per_bit", 0.0),)),
     "2.06 longest": Row("qtip", 2.06, steps=10 * STEPS),  # each text once
     **{f"{size} default": Row("qtip", size, steps=STEPS) for size in ("45MB", "38MB", "32MB")},
     **{f"Gemma {bits} fast": Row("qtip", bits, model=GEMMA) for bits in (2.06, 3.06)},
@@ -58,7 +56,7 @@ ROWS: dict[str, Row] = {
 }
 for bits in (2.06, 3.06):
     for tuned, steps in (("", 0), (", tuned", STEPS)):
-        ROWS[f"{bits} without rotation{tuned}"] = Row("trellis", bits, steps=steps, learning=QUICK)
+        ROWS[f"{bits} without rotation{tuned}"] = Row("trellis", bits, steps=steps)
         ROWS[f"{bits} without allocation{tuned}"] = Row("qtip", bits, UNIFORM, steps)
         ROWS[f"{bits} without trellis, rotation{tuned}"] = Row("gptq", bits, steps=steps)
     ROWS[f"{bits} without allocation, rotation, tuned"] = Row("trellis", bits, UNIFORM, STEPS)
@@ -93,20 +91,20 @@ def make(name: str, row: Row, learned: Path, more: Path, folder: Path) -> tuple[
     """The folder of a row, and the seconds of what was made now."""
     recipe, target, options, steps, model, learning = row
     lead = "" if model == "smollm2" else f"{model}-"
+    options = (*options, "--tokens", str(TOKENS)) if steps else options  # as presets that learn do
     base = folder / f"{lead}{recipe}-{target}-{'-'.join(options).replace('--', '').replace('=', '-')}".rstrip("-")
     seconds: dict[str, float] = {}
     if not base.exists():
         start = time.monotonic()
         goal = ["--target-size" if isinstance(target, str) else "--target-bpw", target]
-        words = ["--recipe", recipe, *goal, *options, "--data", learned, "--tokens", TOKENS]
-        bitwright("quantize", model, *words, "-o", base)
+        bitwright("quantize", model, "--recipe", recipe, *goal, *options, "--data", learned, "--data", more, "-o", base)
         seconds["quantize"] = time.monotonic() - start
     if not steps:
         return base, seconds
     tuned = Path("-".join((f"{base}-{steps}", *(f"{key}-{value}" for key, value in learning))))
     if not tuned.exists():
         start = time.monotonic()
-        settings = ({} if recipe == "gptq" else to_spec(learning_of(base))) | dict(learning)
+        settings = ({} if recipe == "gptq" else to_spec(LEARNING)) | dict(learning)
         rates = [f"--set={key}={json.dumps(value)}" for key, value in settings.items() if key != "kind"]
         bitwright("tune", base, "--data", learned, "--data", more, "--steps", steps, *rates, "-o", tuned)
         seconds["tune"] = time.monotonic() - start

@@ -11,7 +11,7 @@ from bitwright.engine.job import Job
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput, Refused
 from bitwright.learning import Learning
-from bitwright.tune.preset import LEARNING, NEAR, job_of, make
+from bitwright.tune.preset import job_of, make
 from bitwright.tune.run import Tuned, tune
 from bitwright.tune.settings import Tuning
 
@@ -37,11 +37,11 @@ def test_an_interrupted_preset_keeps_its_first_stage(tiny_model: Path, text: Pat
 
     job = _job(tiny_model, text, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        make(job, "default", (text,), first, stop)
+        make(job, "default", first, stop)
     assert not job.out.exists()
     with pytest.raises(Refused, match=r"target_bpw was 2\.6, now 2\.9"):
-        make(_job(tiny_model, text, job.out, 2.9), "default", (text,), first, _short)
-    result = make(job, "default", (text,), first, _short)
+        make(_job(tiny_model, text, job.out, 2.9), "default", first, _short)
+    result = make(job, "default", first, _short)
     assert len(quantized) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     manifest = open_artifact(job.out).manifest
@@ -52,20 +52,16 @@ def test_an_interrupted_preset_keeps_its_first_stage(tiny_model: Path, text: Pat
     assert result.errors
 
 
-def test_many_bits_learn_slowly(tiny_model: Path, text: Path, tmp_path: Path) -> None:
-    """The start of 3 bits is near, however the size was asked for."""
-    rates: list[float] = []
-
-    def note(tuning: Tuning) -> Tuned:
-        rates.append(tuning.learning.rate)
-        return _short(tuning)
-
-    few, many = (_job(tiny_model, text, tmp_path / str(bits), bits) for bits in (2.6, 3.0))
-    sized = many.model_copy(update={"out": tmp_path / "sized", "bits": None, "target_bytes": 10**9})
-    for job in (few, many, sized):
-        make(job, "default", (text,), quantize, note)
-    assert rates == [LEARNING.rate, NEAR.rate, NEAR.rate]
-    assert LEARNING.rate > NEAR.rate
+def test_several_texts_are_calibrated_on_and_learned_from(tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[::-1])
+    job = _job(tiny_model, text, tmp_path / "out").model_copy(update={"data": (text, other)})
+    make(job, "default", quantize, _short)
+    manifest = open_artifact(job.out).manifest
+    assert manifest is not None
+    assert manifest.tuning is not None
+    assert manifest.calibration is not None
+    assert manifest.calibration.data == manifest.tuning.data.data == f"{text.name} + other.txt"
 
 
 def test_fast_is_quantization_alone(tiny_model: Path, tmp_path: Path) -> None:

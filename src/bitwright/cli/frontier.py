@@ -21,7 +21,7 @@ def frontier(
     points: Annotated[int, typer.Option(help="Sizes, from the smallest file to the largest of use.")] = 12,
     score: Annotated[str | None, typer.Option(help="What decides where bits matter.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Calibration text (.txt, .jsonl, .gz); default: own samples.")
+        list[Path] | None, typer.Option(help="Calibration text (.txt, .jsonl, .gz), repeatable; default: own samples.")
     ] = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 20_480,
     length: Annotated[int | None, typer.Option(help="Tokens of one calibration sequence; 512 by default.")] = None,
@@ -37,8 +37,8 @@ def frontier(
 
     check_plot(plot)
     job = make_job(
-        model=model, out=Path("not-written"), recipe=recipe, score=score, data=data, tokens=tokens, length=length,
-        seed=seed, settings=settings or [], threads=threads,
+        model=model, out=Path("not-written"), recipe=recipe, score=score, data=tuple(data or ()), tokens=tokens,
+        length=length, seed=seed, settings=settings or [], threads=threads,
     )  # fmt: skip
     with (
         interruptible("what was measured is kept: run the same command again."),

@@ -21,7 +21,7 @@ def calibration_of(job: Job, plan: Plan) -> str | None:
     """Where the calibration text comes from; None if the recipe needs none."""
     if not plan.needs_text:
         return None
-    return str(job.data) if job.data else OWN_SAMPLES
+    return " and ".join(map(str, job.data)) or OWN_SAMPLES
 
 
 def costs(time: float, memory: int, calibration: str | None) -> str:

@@ -67,7 +67,7 @@ def quantize(
     ] = None,
     save_plan: Annotated[Path | None, typer.Option(help="Write the formats of all tensors to a file.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Calibration text (.txt, .jsonl, .gz); default: own samples.")
+        list[Path] | None, typer.Option(help="Calibration text (.txt, .jsonl, .gz), repeatable; default: own samples.")
     ] = None,
     verify_uniform: Annotated[
         bool,
@@ -76,7 +76,10 @@ def quantize(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="PART.FIELD=VALUE", help="Repeatable.")] = None,
     max_memory: Annotated[float | None, typer.Option(metavar="MB", help="Beside the imported libraries.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 20_480,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Calibration tokens; default: 20480, of presets that learn 61440 if text is given."),
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of one calibration sequence; 512 by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of the calibration text.")] = 0,
     threads: Threads = None,
@@ -92,8 +95,8 @@ def quantize(
         model=model, out=out or Path("not-written"), recipe=recipe or "gptq", bits=bits,
         target_bytes=parse_size(target_size, "--target-size"), target_bpw=target_bpw, max_kl=max_kl,
         min_speed=min_speed, max_bit_operations=None if max_bops is None else round(max_bops * 1e9),
-        score=score, plan=plan, settings=settings or [], data=data, tokens=tokens, length=length, seed=seed,
-        max_memory=_bytes(max_memory), threads=threads,
+        score=score, plan=plan, settings=settings or [], data=tuple(data or ()), tokens=tokens,
+        length=length, seed=seed, max_memory=_bytes(max_memory), threads=threads,
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
         if dry_run:
@@ -182,8 +185,7 @@ def improve(job: Job, quality: str, save_plan: Path | None = None) -> Result:
     _started(job, quality)  # refuses before anything is said
     if MINUTES[quality]:
         note(f"preset {quality}: quantization, then {MINUTES[quality]:g} minutes of distillation")
-    texts = (job.data,) if job.data else ()
-    return make(job, quality, texts, lambda start: run(start, save_plan), tune.run)
+    return make(job, quality, lambda start: run(start, save_plan), tune.run)
 
 
 def summary(job: Job, result: Result, out: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def train(
     model: Annotated[str, typer.Argument(help="The float model: a folder, a GGUF file, or a name such as smollm2.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder to write.")],
     recipe: Annotated[str, typer.Option(help="Where training starts and how it goes on; see `bitwright recipes`.")],
-    data: Annotated[list[Path], typer.Option(help="Text (.txt, .jsonl, .gz), repeatable; calibrates from the first.")],
+    data: Annotated[list[Path], typer.Option(help="Text (.txt, .jsonl, .gz), repeatable.")],
     steps: Annotated[int | None, typer.Option(help="How long to train.")] = None,
     hours: Annotated[float | None, typer.Option(help="As many steps as fit in, by a probe; default: 1.")] = None,
     bits: Annotated[float | None, typer.Option(help="Stored bits a weight in the blocks, everything counted.")] = None,
@@ -43,7 +43,7 @@ def train(
 
     own = [text.removeprefix(PREFIX) for text in settings or [] if text.startswith(PREFIX)]
     job = quantize.make_job(
-        model=model, out=out, recipe=recipe, bits=bits, data=data[0], tokens=tokens, seed=seed, threads=threads,
+        model=model, out=out, recipe=recipe, bits=bits, data=tuple(data), tokens=tokens, seed=seed, threads=threads,
         settings=[text for text in settings or [] if not text.startswith(PREFIX)],
     )  # fmt: skip
     if hours is None and steps is None:

@@ -35,11 +35,11 @@ def calibration(job: Job, source: Source, progress: Progress) -> tuple[Tensor, C
     from bitwright.calibrate.overlap import fingerprints
 
     length = sequence_length(job, source)
-    count = max(1, job.tokens // length)
-    if job.data is not None:
-        documents = tokens.read_text(job.data)
+    count = max(1, job.calibration_tokens // length)
+    if job.data:
+        documents = [document for path in job.data for document in tokens.read_text(path)]
         ids = tokens.windows(source.tokenizer(), documents, length, count, job.seed)
-        name = job.data.name
+        name = " + ".join(path.name for path in job.data)
     else:
         refuse_whole_model(job, source, "sampling calibration text from the model itself", "give a text with --data")
         balance, experts = settings.choose(job.recipe, job.settings, None, [])[0].balance, _experts(source)

@@ -76,10 +76,10 @@ def seconds(job: Job, source: Source, plan: Plan, structure: Structure) -> float
     weights = sum(prod(shape) for _, shape in block_weights(source, structure))
     solver = plan.recipe.solver
     rate = _products_per_second()
-    forward = PASSES * weights * job.tokens / rate / threads if plan.needs_inputs else 0.0
+    forward = PASSES * weights * job.calibration_tokens / rate / threads if plan.needs_inputs else 0.0
     shapes = dict(block_weights(source, structure))
     inputs = [shapes[f"{block.path}.{wave[0]}"][-1] for block in structure.blocks for wave in block.waves]
-    grams = sum(c**2 for c in inputs) * job.tokens / rate / threads if solver.needs_hessian else 0.0
+    grams = sum(c**2 for c in inputs) * job.calibration_tokens / rate / threads if solver.needs_hessian else 0.0
     return forward + grams + weights * _solve_seconds(plan) / min(threads, 2) + FINISH
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+TOKENS = 20_480
 
 
 class Job(BaseModel):
@@ -24,9 +27,19 @@ class Job(BaseModel):
     score: str | None = None  # losses of the allocator; None: as the recipe says
     plan: Path | None = None  # a file that names the format of every tensor
     settings: dict[str, str] = {}
-    data: Path | None = None  # None: the model's own samples
-    tokens: int = Field(default=20_480, gt=0)
+    data: tuple[Path, ...] = ()  # one path stands for itself; none: the model's own samples
+    tokens: int | None = Field(default=None, gt=0)  # None: TOKENS
     length: int | None = Field(default=None, gt=1)  # None: 512, or what the model reads if that is less
     seed: int = 0
     max_memory: int | None = Field(default=None, gt=0)  # bytes
     threads: int | None = Field(default=None, gt=0)  # changes the speed, never the result
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _several(cls, data: Any) -> Any:
+        return (data,) if isinstance(data, str | Path) else data
+
+    @property
+    def calibration_tokens(self) -> int:
+        """How many the inputs of layers are looked at."""
+        return self.tokens or TOKENS

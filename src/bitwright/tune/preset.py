@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 from bitwright.artifact.folder import require_free
-from bitwright.artifact.read import open_artifact
 from bitwright.engine.job import Job
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput
@@ -19,17 +16,9 @@ from bitwright.tune.stages import carry_out, start_of
 
 RECIPE = "qtip"
 MINUTES = {"fast": 0.0, "default": 9.0, "best": 140.0}  # of distillation
-LEARNING = Learning(rate=6e-3, parameter_rate=8e-3, vector_rate=5e-3, batch=2, encode_every=4, hidden=0.1)
+TOKENS = 61_440  # of given text that presets which learn calibrate on
+LEARNING = Learning(rate=6e-3, parameter_rate=8e-3, vector_rate=5e-3, per_bit=2.0, batch=2, encode_every=4, hidden=0.1)
 """For trellis codes: a scale serves a whole row and may move fast; few codes change between two steps."""
-NEAR, NEAR_BITS = replace(LEARNING, rate=2e-3, parameter_rate=2e-3, vector_rate=2e-3), 2.8
-"""From so many bits on: the start is so near that faster rates lead away from it first (docs/quality.md)."""
-
-
-def learning_of(start: Path) -> Learning:
-    """How a preset learns from an artifact, by the stored bits a weight of its blocks."""
-    manifest = open_artifact(start).manifest
-    assert manifest is not None
-    return LEARNING if manifest.totals.stored_bits_per_weight < NEAR_BITS else NEAR
 
 
 def job_of(job: Job, quality: str) -> Job:
@@ -43,19 +32,20 @@ def job_of(job: Job, quality: str) -> Job:
     if all(asked is None for asked in (job.bits, job.target_bpw, job.target_bytes, job.max_kl)):
         raise BadInput("--quality needs to know how small: give --bits 2.06, --target-size 45MB or --max-kl 0.2, say.")
     out = start_of(job.out) if MINUTES[quality] else job.out
-    return job.model_copy(update={"recipe": RECIPE, "bits": None, "target_bpw": job.bits or job.target_bpw, "out": out})
+    tokens = job.tokens or (TOKENS if MINUTES[quality] and job.data else None)
+    bits = job.bits or job.target_bpw
+    return job.model_copy(update={"recipe": RECIPE, "bits": None, "target_bpw": bits, "tokens": tokens, "out": out})
 
 
 def make(
     job: Job,
     quality: str,
-    texts: tuple[Path, ...] = (),
     first: Callable[[Job], Result] = quantize,
     then: Callable[[Tuning], Tuned] = tune,
 ) -> Result:
     """Carry out a preset; the same call after an interruption goes on where it was, other settings are refused.
 
-    `texts` to learn from (none: the model's own samples). `first` and `then` do the work, and may tell of it.
+    It calibrates on and learns from the texts of `job`. `first` and `then` do the work, and may tell of it.
     """
     began = time.monotonic()
     require_free(job.out)
@@ -65,16 +55,12 @@ def make(
     tuning = Tuning(
         artifact=start.out,
         out=job.out,
-        data=texts,
+        data=job.data,
         minutes=MINUTES[quality],
+        learning=LEARNING,
         seed=job.seed,
         threads=job.threads,
     )
-    asked = {"quality": quality, "texts": [str(path) for path in texts]}
-
-    def learn(tuning: Tuning) -> Tuned:
-        return then(tuning.model_copy(update={"learning": learning_of(tuning.artifact)}))
-
-    told, learned = carry_out(start, tuning, asked, first, learn)
+    told, learned = carry_out(start, tuning, {"quality": quality}, first, then)
     left = tuple((kind, name) for kind, name in told["left"])
     return Result(learned.manifest, time.monotonic() - began, told["errors"], tuple(told["unseen"]), left=left)

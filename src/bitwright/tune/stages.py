@@ -67,7 +67,7 @@ def train(
     require_free(job.out)
     if Ranks().leads:
         choose(job.recipe, job.settings, None, [])  # refuses what is no setting before the text is read
-        data.require(tuning, open_source(job.model), job.tokens)
+        data.require(tuning, open_source(job.model), job.calibration_tokens)
     start = job.model_copy(update={"out": tuning.artifact})
     return carry_out(start, tuning, {"texts": [str(path) for path in tuning.data]}, first, then)[1]
 
