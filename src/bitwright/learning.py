@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from bitwright.errors import BadField
 
-BITS = 2.0  # stored bits a weight at which rates are what they are
+BITS = 2.0  # stored bits a weight up to which rates are what they are
 LOSSES = ("divergence", "entropy", "hidden")
 
 
@@ -18,8 +18,8 @@ class Learning:
     matrices and models of any scale.
 
     `rate` of latent weights, `parameter_rate` of scales, mins and the like, `vector_rate` of norms and biases. The
-    first two are those of a matrix of 2 stored bits a weight, and 2^`per_bit` times smaller with each bit more: what
-    its codes lose halves with a bit, and so does the way to better ones.
+    first two are those of a matrix of up to 2 stored bits a weight, and 2^`per_bit` times smaller with each bit more:
+    what its codes lose halves with a bit, and so does the way to better ones.
     The rates rise over `warmup` of the steps and fall along a cosine to `floor`. A step sees `batch` sequences of
     `length` tokens. Codes are chosen anew every `encode_every` steps, a share of the matrices at each step.
     `memory`: latent weights start as near to the float weight as their codes allow, else at the decoded value; after
@@ -72,7 +72,7 @@ class Learning:
 
     def share(self, bits: float) -> float:
         """Of the rates of a matrix with so many stored bits a weight."""
-        return float(2.0 ** (self.per_bit * (BITS - bits)))
+        return float(2.0 ** (self.per_bit * min(BITS - bits, 0.0)))
 
     def factor(self, step: int, steps: int) -> float:
         """Of all rates at a step 0 .. steps - 1."""

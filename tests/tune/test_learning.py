@@ -139,9 +139,9 @@ def test_weights_of_more_bits_move_less() -> None:
         return float(latent.abs().mean()) / rms[0], float(scale.abs().mean()) / rms[1]
 
     stored = 32 / SHAPE[1]  # scales and mins of a row, in bits a weight
-    for bits in (2, 4):
+    for bits, more in ((1, 0.0), (2, stored), (4, 2 + stored)):
         assert moved(bits, 0.0) == pytest.approx((0.01, 0.02), rel=1e-3)
-        share = 2.0 ** (-1.5 * (bits + stored - 2))
+        share = 2.0 ** (-1.5 * more)
         assert moved(bits, 1.5) == pytest.approx((0.01 * share, 0.02 * share), rel=1e-3)
     with pytest.raises(BadField, match="per_bit"):
         Learning(per_bit=-1.0)

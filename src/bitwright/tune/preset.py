@@ -17,7 +17,7 @@ from bitwright.tune.stages import carry_out, start_of
 RECIPE = "qtip"
 MINUTES = {"fast": 0.0, "default": 9.0, "best": 140.0}  # of distillation
 TOKENS = 61_440  # of given text that presets which learn calibrate on
-LEARNING = Learning(rate=6e-3, parameter_rate=8e-3, vector_rate=5e-3, per_bit=2.0, batch=2, encode_every=4, hidden=0.1)
+LEARNING = Learning(rate=6e-3, parameter_rate=8e-3, vector_rate=2e-3, per_bit=2.0, batch=2, encode_every=4, hidden=0.1)
 """For trellis codes: a scale serves a whole row and may move fast; few codes change between two steps."""
 
 
