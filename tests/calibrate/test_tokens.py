@@ -20,6 +20,8 @@ from bitwright.calibrate import tokens
 from bitwright.calibrate.tokens import (
     builtin_text,
     cached_tokens,
+    drawn,
+    of_files,
     read_text,
     self_samples,
     token_hash,
@@ -103,20 +105,31 @@ def test_windows_are_the_packed_text_in_order(tokenizer: Any, documents: list[st
 
 
 def test_some_windows_are_drawn_by_the_seed(tokenizer: Any) -> None:
-    text = [" ".join(map(str, range(2000)))]
-    every = windows(tokenizer, text, 16)
-    some = windows(tokenizer, text, 16, count=20, seed=3)
+    every = windows(tokenizer, [" ".join(map(str, range(2000)))], 16)
+    some = drawn(every, 20, seed=3)
     places = [next(i for i, row in enumerate(every) if torch.equal(row, window)) for window in some]
-    assert places == sorted(set(places))
-    assert torch.equal(some, windows(tokenizer, text, 16, count=20, seed=3))
-    assert not torch.equal(some, windows(tokenizer, text, 16, count=20, seed=4))
+    assert len(set(places)) == 20
+    assert max(places[:5]) > len(every) / 2 > min(places[:5])  # the first ones are not those of the beginning
+    assert torch.equal(some, drawn(every, 20, seed=3))
+    assert not torch.equal(some, drawn(every, 20, seed=4))
+
+
+def test_windows_lie_in_one_file(tokenizer: Any, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path, letter in zip(paths, "ab", strict=True):
+        path.write_text(letter * 35)
+    found = of_files(tokenizer, paths, 16)
+    assert found.tolist() == [[ord("a")] * 16] * 2 + [[ord("b")] * 16] * 2
+    paths[1].write_text("b" * 15)
+    with pytest.raises(BadInput, match=r"b\.txt has 15 tokens, 16 are needed"):
+        of_files(tokenizer, paths, 16)
 
 
 def test_short_text_says_how_short(tokenizer: Any) -> None:
     with pytest.raises(BadInput, match="has 5 tokens, 128 are needed"):
         windows(tokenizer, ["hello"], 128)
     with pytest.raises(BadInput, match="has 100 tokens, 150 are needed"):
-        windows(tokenizer, ["h" * 100], 50, count=3)
+        drawn(windows(tokenizer, ["h" * 100], 50), 3, 0)
 
 
 def test_hash_depends_on_tokens_and_shape_alone() -> None:

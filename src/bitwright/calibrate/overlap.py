@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 RUN = 32  # tokens; shorter runs are common phrases
-MOST = 1024  # runs kept of a text, spread evenly
+MOST = 2048  # runs kept of a text, spread evenly
 SHARED = 0.01  # of the kept runs: above this, texts are not apart
 BASE = 0x9E3779B97F4A7C15  # odd, so that its powers never vanish modulo 2^64
 

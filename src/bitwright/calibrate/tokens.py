@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -64,13 +64,10 @@ def builtin_text() -> tuple[str, str]:
     return "pydoc_data.topics", "\n\n".join(topics[key] for key in sorted(topics))
 
 
-def windows(
-    tokenizer: PreTrainedTokenizerBase, documents: list[str], length: int, count: int | None = None, seed: int = 0
-) -> Tensor:
-    """Int64 [count, length] from packed documents, no special tokens but the end token between documents.
+def windows(tokenizer: PreTrainedTokenizerBase, documents: list[str], length: int, name: str = "the text") -> Tensor:
+    """Int64 [S, length]: packed documents, no special tokens but the end token between documents, without overlap.
 
-    The text is cut into windows without overlap; `count` of them are drawn by `seed` and kept in order of the text,
-    None: all. `BadInput` if the text is shorter than one window, or has fewer than `count`.
+    `BadInput` if the text, called `name`, is shorter than one window.
     """
     end = tokenizer.eos_token_id
     ids: list[int] = []
@@ -78,17 +75,27 @@ def windows(
         ids += tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
         ids += [end] if end is not None and len(documents) > 1 else []
     whole = len(ids) // length
-    if whole < (count or 1):
-        need = length * (count or 1)
+    if not whole:
+        raise BadInput(f"{name} has {len(ids)} tokens, {length} are needed: give more text, or shorter windows.")
+    return torch.tensor(ids[: whole * length], dtype=torch.int64).view(whole, length)
+
+
+def of_files(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], length: int) -> Tensor:
+    """The windows of all files int64 [S, length], file after file."""
+    return torch.cat([windows(tokenizer, read_text(path), length, str(path)) for path in paths])
+
+
+def drawn(every: Tensor, count: int, seed: int) -> Tensor:
+    """`count` of the sequences [S, T], in random order: the first of them stand for the whole text too.
+
+    `BadInput` if there are fewer.
+    """
+    if len(every) < count:
         raise BadInput(
-            f"the text has {len(ids)} tokens, {need} are needed for {count or 1} windows of {length}; "
-            f"give more text, or fewer or shorter windows."
+            f"the text has {every.numel()} tokens, {count * every.shape[1]} are needed for {count} windows of "
+            f"{every.shape[1]}: give more text, or fewer tokens (--tokens)."
         )
-    cut = torch.tensor(ids[: whole * length], dtype=torch.int64).view(whole, length)
-    if count is None:
-        return cut
-    order = torch.randperm(whole, generator=torch.Generator().manual_seed(seed))[:count]
-    return cut[order.sort().values]
+    return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 def token_hash(ids: Tensor) -> str:

@@ -37,8 +37,7 @@ def calibration(job: Job, source: Source, progress: Progress) -> tuple[Tensor, C
     length = sequence_length(job, source)
     count = max(1, job.calibration_tokens // length)
     if job.data:
-        documents = [document for path in job.data for document in tokens.read_text(path)]
-        ids = tokens.windows(source.tokenizer(), documents, length, count, job.seed)
+        ids = tokens.drawn(tokens.of_files(source.tokenizer(), job.data, length), count, job.seed)
         name = " + ".join(path.name for path in job.data)
     else:
         refuse_whole_model(job, source, "sampling calibration text from the model itself", "give a text with --data")

@@ -27,7 +27,7 @@ class Job(BaseModel):
     score: str | None = None  # losses of the allocator; None: as the recipe says
     plan: Path | None = None  # a file that names the format of every tensor
     settings: dict[str, str] = {}
-    data: tuple[Path, ...] = ()  # one path stands for itself; none: the model's own samples
+    data: tuple[Path, ...] = ()  # or one path; none: the model's own samples
     tokens: int | None = Field(default=None, gt=0)  # None: TOKENS
     length: int | None = Field(default=None, gt=1)  # None: 512, or what the model reads if that is less
     seed: int = 0
@@ -37,7 +37,7 @@ class Job(BaseModel):
     @field_validator("data", mode="before")
     @classmethod
     def _several(cls, data: Any) -> Any:
-        return (data,) if isinstance(data, str | Path) else data
+        return (data,) if isinstance(data, str | Path) else data or ()
 
     @property
     def calibration_tokens(self) -> int:

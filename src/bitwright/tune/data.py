@@ -40,20 +40,23 @@ def windows(job: Tuning, source: Source, seen: Calibration | None, progress: Cal
     return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(job.seed))]
 
 
-def require(job: Tuning, source: Source, calibration: int) -> None:
-    """`BadInput` unless the files have enough tokens for a step and for measuring beside so many for calibration."""
-    found = _read(job, source).numel()
+def available(job: Tuning, source: Source) -> int:
+    """Tokens of the files."""
+    return _read(job, source).numel()
+
+
+def require(job: Tuning, found: int, calibration: int) -> None:
+    """`BadInput` unless `found` tokens are enough for a step and for measuring beside so many for calibration."""
     least = calibration + (HELD + job.learning.batch) * job.learning.length
     if found < least:
         raise BadInput(
             f"{' and '.join(map(str, job.data))}: {found:,} tokens of text, {least:,} are needed ({calibration:,} to "
-            "calibrate, the others to learn from and to measure on): give more text with --data."
+            "calibrate, the others to learn from and to measure on): give more text with --data, or fewer --tokens."
         )
 
 
 def _read(job: Tuning, source: Source) -> Tensor:
-    tokenizer = source.tokenizer()
-    return torch.cat([tokens.windows(tokenizer, tokens.read_text(path), job.learning.length) for path in job.data])
+    return tokens.of_files(source.tokenizer(), job.data, job.learning.length)
 
 
 def _sampled(job: Tuning, source: Source, progress: Callable[[str, int, int], None]) -> Tensor:

@@ -10,6 +10,8 @@ from bitwright.engine.job import Job
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput
 from bitwright.learning import Learning
+from bitwright.models.source import open_source
+from bitwright.tune import data
 from bitwright.tune.run import Tuned, tune
 from bitwright.tune.settings import Tuning
 from bitwright.tune.stages import carry_out, start_of
@@ -32,7 +34,7 @@ def job_of(job: Job, quality: str) -> Job:
     if all(asked is None for asked in (job.bits, job.target_bpw, job.target_bytes, job.max_kl)):
         raise BadInput("--quality needs to know how small: give --bits 2.06, --target-size 45MB or --max-kl 0.2, say.")
     out = start_of(job.out) if MINUTES[quality] else job.out
-    tokens = job.tokens or (TOKENS if MINUTES[quality] and job.data else None)
+    tokens = job.tokens or (TOKENS if MINUTES[quality] and job.data else job.calibration_tokens)
     bits = job.bits or job.target_bpw
     return job.model_copy(update={"recipe": RECIPE, "bits": None, "target_bpw": bits, "tokens": tokens, "out": out})
 
@@ -61,6 +63,11 @@ def make(
         seed=job.seed,
         threads=job.threads,
     )
+    if job.data:
+        found = data.available(tuning, open_source(job.model))
+        tokens = start.calibration_tokens if job.tokens else min(start.calibration_tokens, found // 2)
+        start = start.model_copy(update={"tokens": tokens})
+        data.require(tuning, found, tokens)
     told, learned = carry_out(start, tuning, {"quality": quality}, first, then)
     left = tuple((kind, name) for kind, name in told["left"])
     return Result(learned.manifest, time.monotonic() - began, told["errors"], tuple(told["unseen"]), left=left)

@@ -67,9 +67,9 @@ def train(
     require_free(job.out)
     if Ranks().leads:
         choose(job.recipe, job.settings, None, [])  # refuses what is no setting before the text is read
-        data.require(tuning, open_source(job.model), job.calibration_tokens)
+        data.require(tuning, data.available(tuning, open_source(job.model)), job.calibration_tokens)
     start = job.model_copy(update={"out": tuning.artifact})
-    return carry_out(start, tuning, {"texts": [str(path) for path in tuning.data]}, first, then)[1]
+    return carry_out(start, tuning, {}, first, then)[1]
 
 
 def _stages(out: Path) -> Path:
