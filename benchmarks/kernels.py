@@ -58,7 +58,7 @@ def cases(rows: int, columns: int) -> dict[str, tuple[Term, ...]]:
         for group in (128, 64)
     }
     found["base 3, group 160"] = (dense(*shape, "base3", 160),)
-    for per_word in (16, 24, 32, 40, 48, 56, 64):
+    for per_word in (12, 16, 20, 24, 28, 32, 40, 48, 56, 64):
         found[f"trellis, {64 / per_word:.2f} bit"] = (words(*shape, per_word),)
     for share in (0.05, 0.1, 0.3):
         for bits in (8, 4):

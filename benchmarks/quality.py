@@ -4,7 +4,8 @@ where they stand beside llama.cpp.
 A row is a model made in two steps, as `quantize --quality` makes it: `quantize` with bits spread by measurement, then
 `tune` for a number of steps (not of minutes, so that a busy machine gives the same model). It is measured on windows
 1-10 of WikiText-2 and on the last documents of C4, which nothing was calibrated or tuned on. Finished models and rows
-are kept in FOLDER and not made again; the table is written after each row. Run:
+are kept in FOLDER and not made again, so other texts or another version want another one; the table is written after
+each row. Run:
 
     python benchmarks/quality.py C4.jsonl.gz WIKIPEDIA.txt.gz WIKITEXT.raw FOLDER [ROW ...]
 """

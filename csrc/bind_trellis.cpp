@@ -21,7 +21,7 @@ const float* matrix_of(Optional value, const char* name, size_t rows, size_t col
 auto encode_trellis(const Rows& x, const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& table,
                     int per_word, Optional importance, Optional u, int threads) {
   const size_t rows = x.shape(0), columns = x.shape(1);
-  if (per_word < 11 || per_word > kWord) throw nb::value_error("per_word must be 11 to 64");
+  if (per_word < kLeastPerWord || per_word > kWord) throw nb::value_error("per_word must be 11 to 64");
   if (table.shape(0) != kStates) throw nb::value_error("table must have 128 entries");
   if (!u.is_none() && columns > size_t(per_word)) throw nb::value_error("u belongs to the columns of one word");
   Memory<uint8_t> windows = allocate<uint8_t>(rows * columns);

@@ -196,7 +196,7 @@ struct Policy {
   }
   // The starts of columns 8 i .. 8 i + 7 of a word, a byte each.
   template <int N> struct Starts {
-    int64_t of[(N + 7) / 8];
+    int64_t of[kEights<N>];
     constexpr Starts() : of() {
       for (int i = 0; i < N; i++) of[i / 8] |= int64_t(uint64_t(window_start(N, i)) << i % 8 * 8);
     }

@@ -7,8 +7,11 @@ namespace bitwright {
 
 constexpr int kWord = 64, kWordBytes = 8;
 constexpr int kWindow = 7, kStates = 1 << kWindow;
+constexpr int kLeastPerWord = 11;  // a window moves on by 6 bits at most: it shares one with the next
 
 constexpr bool has_kernel(int per_word) { return per_word >= 12 && per_word <= kWord && per_word % (per_word < 32 ? 4 : 8) == 0; }
+
+template <int N> constexpr int kEights = (N + 7) / 8;  // of the columns of a word
 
 constexpr int window_start(int per_word, int i) { return i * kWord / per_word; }
 

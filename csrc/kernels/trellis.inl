@@ -6,8 +6,6 @@
 //   eight      eight activations for every row; four: and four times 0
 //   pairs      sums of rows 0-7 and 8-15, two a row, to one a row
 
-template <int N> constexpr int kEights = (N + 7) / 8;
-
 template <class P, int N> struct DotTrellis {
   static constexpr int columns = N, bytes = kLanes * kWordBytes;
   const uint8_t* table;

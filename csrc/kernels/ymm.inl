@@ -171,9 +171,9 @@ struct Ymm {
     alignas(32) uint16_t factor[16];
   };
   template <int N> struct Cuts {
-    Cut of[(N + 7) / 8];
+    Cut of[kEights<N>];
     constexpr Cuts() : of() {
-      for (int i = 0; i < (N + 7) / 8 * 8; i++)
+      for (int i = 0; i < kEights<N> * 8; i++)  // columns beyond the word too: gcc wants every byte set
         for (int half = 0; half < 2; half++) {
           Cut& cut = of[i / 8];
           const int start = window_start(N, i % N), at = half * 8 + i % 8;

@@ -19,7 +19,7 @@ class Learning:
 
     `rate` of latent weights, `parameter_rate` of scales, mins and the like, `vector_rate` of norms and biases. The
     first two are those of a matrix of up to 2 stored bits a weight, and 2^`per_bit` times smaller with each bit more:
-    what its codes lose halves with a bit, and so does the way to better ones.
+    the nearer a matrix is to the float one, the shorter is the way to better codes.
     The rates rise over `warmup` of the steps and fall along a cosine to `floor`. A step sees `batch` sequences of
     `length` tokens. Codes are chosen anew every `encode_every` steps, a share of the matrices at each step.
     `memory`: latent weights start as near to the float weight as their codes allow, else at the decoded value; after

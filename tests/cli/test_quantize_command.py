@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,16 @@ def test_gptq_for_people(cli: Cli, tiny_model: Path, text: Path, tmp_path: Path)
     assert lines[0].startswith(str(tmp_path / "out"))
     assert any(line.startswith("sha256 ") for line in lines)
     assert "largest relative output errors" in done.out
+
+
+def test_several_texts(cli: Cli, tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[::-1])
+    sizes = ("--tokens", "256", "--length", "64", "--data", text, "--data", other)
+    told = cli("quantize", tiny_model, "--bits", "3.5", *sizes, "-o", tmp_path / "out", "--json")
+    assert told.code == 0
+    manifest = json.loads((tmp_path / "out" / "bitwright.json").read_text())
+    assert manifest["calibration"]["data"] == f"{text.name} + other.txt"
 
 
 def test_interruption_says_how_to_go_on(

@@ -13,6 +13,7 @@ import torch
 from bitwright.artifact.folder import lock
 from bitwright.artifact.read import open_artifact
 from bitwright.calibrate.tokens import builtin_text
+from bitwright.engine.job import Job
 from bitwright.engine.run import prepare
 from bitwright.errors import BadInput, Refused
 from bitwright.models.source import open_source
@@ -135,8 +136,6 @@ def test_a_second_process_and_an_existing_folder_are_refused(
 
 
 def test_predicted_bytes_are_file_bytes(tiny_model: Path, tmp_path: Path, run: Callable[..., Any], text: Path) -> None:
-    from bitwright.engine.job import Job
-
     for recipe in ("rtn", "gptq", "pb-llm"):
         out = tmp_path / recipe
         plan = prepare(Job(model=str(tiny_model), out=out, recipe=recipe, data=text))[2]
@@ -156,8 +155,6 @@ def test_predicted_bytes_are_file_bytes(tiny_model: Path, tmp_path: Path, run: C
 
 @pytest.mark.parametrize("bits", [3.1, 4.2])
 def test_bits_are_met_from_below(tiny_model: Path, tmp_path: Path, text: Path, bits: float) -> None:
-    from bitwright.engine.job import Job
-
     job = Job(model=str(tiny_model), out=tmp_path / "out", recipe="pb-llm", bits=bits, data=text)
     stored = prepare(job)[2].stored_bits_per_weight
     assert bits - 0.02 < stored <= bits
@@ -166,8 +163,6 @@ def test_bits_are_met_from_below(tiny_model: Path, tmp_path: Path, text: Path, b
 
 
 def test_target_size_is_met_from_below(tiny_model: Path, tmp_path: Path, text: Path) -> None:
-    from bitwright.engine.job import Job
-
     job = Job(model=str(tiny_model), out=tmp_path / "out", recipe="pb-llm", data=text)
     small, large = (prepare(job.model_copy(update={"bits": b}))[2].file_bytes for b in (3.1, 5.0))
     target = (small + large) // 2
@@ -256,3 +251,8 @@ def test_sequences_longer_than_the_model_reads_are_refused(
 def test_an_embedding_needs_rows_apart(tiny_model: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
     with pytest.raises(Refused, match="embedding cannot be stored as mixed"):
         run(tiny_model, tmp_path / "out", settings={"embedding": '{"kind": "mixed"}'})
+
+
+def test_a_job_takes_one_text_or_several() -> None:
+    texts = [Job(model="m", out=Path("o"), data=data).data for data in (None, (), Path("a"), "a", ["a", "b"])]
+    assert texts == [(), (), (Path("a"),), (Path("a"),), (Path("a"), Path("b"))]

@@ -135,3 +135,11 @@ def test_says_what_to_do_without_the_extension(monkeypatch: pytest.MonkeyPatch) 
         Trellis().encode(normal(2, 32), {"scale": torch.ones(2, 1)})
     codes = torch.zeros(2, 32, dtype=torch.int32)
     assert Trellis().decode(codes, {"scale": torch.ones(2, 1)}).shape == (2, 32)
+
+
+def test_words_that_cannot_be_encoded() -> None:
+    x, table = normal(2, 24).numpy(), values(24).numpy()
+    for per_word in (10, 65):
+        with pytest.raises(ValueError, match="per_word must be 11 to 64"):
+            _core.encode_trellis(x, table, per_word)
+    assert _core.encode_trellis(x, table, 11).shape == (2, 24)

@@ -144,7 +144,8 @@ void check(const std::string& name, const std::vector<TermSource>& terms) {
 void check_matrices() {
   Store store;
   for (int bits = 1; bits <= 8; bits++) check(std::to_string(bits) + " bits", {dense(store, bits)});
-  for (int per_word = 16; per_word <= kWord; per_word += 8) check("words of " + std::to_string(per_word), {words(store, per_word)});
+  for (int per_word = 1; per_word <= kWord; per_word++)
+    if (has_kernel(per_word)) check("words of " + std::to_string(per_word), {words(store, per_word)});
   check("codebook", {codebook(store)});
   check("codebook and codes", {codebook(store), dense(store, 2)});
   const TermSource base3 = dense(store, 3, 0);

@@ -22,7 +22,7 @@ SHAPES = [
     (33, 96, 20, 20),
     (36, 1300, 64, 64),  # three stretches of columns
 ]
-TRELLIS = ("trellis16", "trellis24", "trellis40", "trellis64")
+TRELLIS = ("trellis12", "trellis16", "trellis20", "trellis24", "trellis28", "trellis40", "trellis64")
 KINDS = [*range(1, 9), "base3", *TRELLIS, "binary+bitmap8", "base3+bitmap4", "planes+offsets", "base3+64", "binary+128"]
 TOKENS = (1, 2, 3, 5, 17, 33, 70)
 

@@ -38,6 +38,7 @@ assert isinstance(BLOCKS, Sparse)
         (DENSE, {"mins": DENSE.scales[:1]}, "mins has shape"),
         (DENSE, {"width": 9}, "width must be 1 to 8"),
         (DENSE, {"width": "base4"}, "width must be 1 to 8"),
+        (DENSE, {"width": "trellis", "per_word": 18}, "per_word must be 12, 16, 20"),
         (DENSE, {"group": 60}, "group must be a multiple of activation_group"),
         (DENSE, {"activation_group": 0}, "activation_group must be 1 to"),
         (BITMAP, {"starts": BITMAP.starts + 1}, "starts must begin with 0"),

@@ -143,5 +143,6 @@ def test_weights_of_more_bits_move_less() -> None:
         assert moved(bits, 0.0) == pytest.approx((0.01, 0.02), rel=1e-3)
         share = 2.0 ** (-1.5 * more)
         assert moved(bits, 1.5) == pytest.approx((0.01 * share, 0.02 * share), rel=1e-3)
-    with pytest.raises(BadField, match="per_bit"):
-        Learning(per_bit=-1.0)
+    for wrong in (-1.0, 5.0, float("nan")):
+        with pytest.raises(BadField, match="per_bit"):
+            Learning(per_bit=wrong)

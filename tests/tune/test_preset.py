@@ -11,7 +11,7 @@ from bitwright.engine.job import Job
 from bitwright.engine.run import Result, quantize
 from bitwright.errors import BadInput, Refused
 from bitwright.learning import Learning
-from bitwright.tune.preset import job_of, make
+from bitwright.tune.preset import LEARNING, job_of, make
 from bitwright.tune.run import Tuned, tune
 from bitwright.tune.settings import Tuning
 
@@ -62,6 +62,38 @@ def test_several_texts_are_calibrated_on_and_learned_from(tiny_model: Path, text
     assert manifest.tuning is not None
     assert manifest.calibration is not None
     assert manifest.calibration.data == manifest.tuning.data.data == f"{text.name} + other.txt"
+
+
+def test_tokens_that_presets_calibrate_on(tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def stop(job: Job) -> Result:
+        seen.append(job.calibration_tokens)
+        raise KeyboardInterrupt
+
+    none = Job(model=str(tiny_model), out=tmp_path / "out", bits=2.6, length=64)
+    given = none.model_copy(update={"data": (text,)})
+    assert [job_of(none, q).tokens for q in ("fast", "default")] == [20_480, 20_480]
+    assert [job_of(given, q).tokens for q in ("fast", "default")] == [20_480, 61_440]
+    assert job_of(given.model_copy(update={"tokens": 640}), "default").tokens == 640
+    short = tmp_path / "short.txt"
+    short.write_text(text.read_text()[:8000])
+    with pytest.raises(KeyboardInterrupt):
+        make(given.model_copy(update={"data": (short,)}), "default", stop)
+    assert 3000 < seen[0] <= 4000  # half of the text, the other half is learned from
+    with pytest.raises(BadInput, match="fewer --tokens"):
+        make(given.model_copy(update={"data": (short,), "tokens": 7000}), "default", stop)
+
+
+def test_presets_learn_as_they_say(tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    seen: list[Learning] = []
+
+    def note(tuning: Tuning) -> Tuned:
+        seen.append(tuning.learning)
+        return _short(tuning)
+
+    make(_job(tiny_model, text, tmp_path / "out"), "default", quantize, note)
+    assert seen == [LEARNING]
 
 
 def test_fast_is_quantization_alone(tiny_model: Path, tmp_path: Path) -> None:
