@@ -24,12 +24,27 @@ int first_alike(const MatrixView& m, int kind) {
   return first;
 }
 
+// Codes of a gathered run kind: a unit that two groups share is in both, with zeros for the columns of the other.
+void beside(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t row, int tokens, int8_t* out) {
+  for (int g = 0; g < m.groups; g++) {
+    const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(row);
+    for (int unit = runs.first[g], n = runs.start[g + 1] - runs.start[g]; n; n--, unit++) {
+      const int first = unit * runs.unit, begin = std::max(first, from), end = std::min(first + runs.unit, to);
+      for (int t = 0; t < tokens; t++, out += runs.unit) {
+        std::memset(out, 0, size_t(runs.unit));
+        std::memcpy(out + begin - first, rows + t * row + begin, size_t(end - begin));
+      }
+    }
+  }
+}
+
 // Codes of one run kind from rows [tokens][row], whose bytes past the last column are zero.
 void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t row, int tokens, int8_t* out) {
   if (tokens == 1 && m.group % runs.unit == 0) {
     std::memcpy(out, rows, size_t(runs.start[m.groups]) * runs.unit);
     return;
   }
+  if (runs.gathered) return beside(m, runs, rows, row, tokens, out);
   for (int g = 0; g < m.groups; g++) {
     const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(row);
     const int units = runs.start[g + 1] - runs.start[g];

@@ -119,7 +119,7 @@ void Matrix::add_sparse(const TermSource& source, Term& t) {
   if (source.where == "nm") {
     require(source.block == 64 || source.block == 128, "block must be 64 or 128");
     require(t.bits == 8, "values of \"nm\" must have 8 bits");
-    t.kind = Kind::nm, t.runs = runs_of(source.block, nullptr);
+    t.kind = Kind::nm, t.runs = runs_of(source.block, nullptr, true);
     t.units = parts(m.columns, source.block), t.unit_bytes = kVector;
     const std::vector<size_t> shape = {size_t(m.tiles), size_t(t.units), kVector};
     require_shape(source.codes, "index", shape);
@@ -228,10 +228,10 @@ const float* Matrix::inputs_of(const Array& a) {
   return scales;
 }
 
-int Matrix::runs_of(int unit, const float* inputs) {
+int Matrix::runs_of(int unit, const float* inputs, bool gathered) {
   MatrixView& m = view_;
   for (int i = 0; i < m.run_kinds; i++)
-    if (m.runs[i].unit == unit && m.runs[i].inputs == inputs) return i;
+    if (m.runs[i].unit == unit && m.runs[i].inputs == inputs && m.runs[i].gathered == gathered) return i;
   std::vector<int>& first = tables_.emplace_back(m.groups);
   std::vector<int>& start = tables_.emplace_back(m.groups + 1);
   for (int g = 0; g < m.groups; g++) {
@@ -239,7 +239,7 @@ int Matrix::runs_of(int unit, const float* inputs) {
     first[g] = from / unit;
     start[g + 1] = start[g] + parts(to, unit) - first[g];
   }
-  m.runs[m.run_kinds] = {unit, inputs, first.data(), start.data()};
+  m.runs[m.run_kinds] = {unit, gathered, inputs, first.data(), start.data()};
   return m.run_kinds++;
 }
 
@@ -255,6 +255,7 @@ void Matrix::place_scratch() {
   MatrixView& m = view_;
   for (int i = 0; i < m.terms; i++) {
     Term& t = m.term[i];
+    if (t.kind == Kind::nm) continue;  // read in place
     const Runs& runs = m.runs[t.runs];
     int units = 0;
     for (int g = 0; g < m.groups; g += m.stretch)

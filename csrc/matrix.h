@@ -52,7 +52,7 @@ class Matrix {
   void add_scales(const TermSource& source, Term& term, int groups);
   void bitmap_of_offsets(const TermSource& source, Term& term);
   void keep_tail(Term& term, size_t value_bytes);
-  int runs_of(int unit, const float* inputs);
+  int runs_of(int unit, const float* inputs, bool gathered = false);
   const float* inputs_of(const Array& inputs);
   void rotate_inputs();
   void place_scratch();

@@ -13,12 +13,14 @@ namespace {
 void fetch(const MatrixView& m, int tile) {
   for (int i = 0; i < m.terms; i++) {
     const Term& t = m.term[i];
-    const size_t codes = size_t(t.units) * t.unit_bytes, tiles = std::max(kAhead / codes, size_t(1));
+    const size_t ahead = t.kind == Kind::nm ? kAheadSparse : kAhead;
+    const size_t codes = size_t(t.units) * t.unit_bytes, tiles = std::max(ahead / codes, size_t(1));
     const auto lines = [&](const void* stream, size_t tile_bytes) {
       const char* at = static_cast<const char*>(stream) + tile * tile_bytes;
-      for (size_t byte = 0; byte < std::min(tiles * tile_bytes, kAhead); byte += kVector) __builtin_prefetch(at + byte);
+      for (size_t byte = 0; byte < std::min(tiles * tile_bytes, ahead); byte += kVector) __builtin_prefetch(at + byte);
     };
     lines(t.codes, codes);
+    if (t.kind == Kind::nm) lines(t.values, codes);
     lines(t.scales, size_t(t.groups) * kLanes * sizeof(uint16_t));
     if (t.mins) lines(t.mins, size_t(t.groups) * kLanes * sizeof(uint16_t));
   }

@@ -18,6 +18,10 @@ struct Policy : Ymm {
 
   // Exact where all codes are at most 127.
   static V dot(V acc, V codes, V q) { return widen(acc, pairs(codes, q)); }
+  static V dot_wide(V acc, V codes, V q) {
+    const V mask = all8(0x0F);
+    return above(dot(acc, both(codes, mask), q), dot(zero(), both(srl<4>(codes), mask), q));
+  }
   // Keys become signed and give their sign to the other factor.
   static constexpr int key_offset = 0;
   static V key(V codes) {

@@ -51,6 +51,7 @@ struct Policy {
     asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(q));
     return acc;
   }
+  static V dot_wide(V acc, V codes, V q) { return dot(acc, codes, q); }
   static constexpr int key_offset = -128;
   static V key(V codes) { return codes; }
   static V dot_key(V acc, V codes, V q) { return dot(acc, codes, q); }

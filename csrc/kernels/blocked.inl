@@ -40,16 +40,6 @@ template <class P> void unpack_bitmap(const Term& t, const uint8_t* unit, uint8_
   }
 }
 
-template <class P> void unpack_nm(const Term& t, const uint8_t* index, const uint8_t* values, int block, uint8_t* out) {
-  for (int i = 0; i < block / 4; i++) P::store(out + i * kVector, P::zero()), P::store(out + t.plane + i * kVector, P::zero());
-  for (int i = 0; i < kVector; i++) {
-    if (index[i] >= block) continue;
-    const size_t place = index[i] / 4 * kVector + i / 4 * 4 + index[i] % 4;
-    out[place] = values[i];
-    out[t.plane + place] = 1;
-  }
-}
-
 template <class P> void unpack_dense(const MatrixView& m, const Term& t, int tile, int g0, int g1, uint8_t* out) {
   using Unpack = void (*)(const uint8_t*, int, uint8_t*);
   static constexpr Unpack fields[] = {nullptr,
@@ -75,14 +65,36 @@ template <class P> void unpack_dense(const MatrixView& m, const Term& t, int til
 
 template <class P> void unpack(const MatrixView& m, const Term& t, int tile, int g0, int g1, uint8_t* out, Cursor& at) {
   if (!t.values) return unpack_dense<P>(m, t, tile, g0, g1, out);
-  const int columns = m.runs[t.runs].unit;
   for (int g = g0; g < g1; g++)
     each_unit(m, t, g, at, [&](int, int unit) {
-      const size_t from = (size_t(tile) * t.units + unit) * kVector;
-      if (t.kind == Kind::bitmap) unpack_bitmap<P>(t, t.codes + from, out, at);
-      else unpack_nm<P>(t, t.codes + from, t.values + from, columns, out);
-      out += columns * kLanes;
+      unpack_bitmap<P>(t, t.codes + (size_t(tile) * t.units + unit) * kVector, out, at);
+      out += m.runs[t.runs].unit * kLanes;
     });
+}
+
+// Adds groups [g0, g1) of an n:m term, of N tiles, to f [N][kMaxTokens][16]: gathered in place, a token after the other.
+template <class P, int N, class Dot>
+void gather_groups(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, float* f) {
+  const Runs& runs = m.runs[t.runs];
+  const int8_t* q = x.codes[t.runs] + size_t(runs.start[g0]) * Dot::columns * x.tokens;
+  const float* scale_x = x.scale[t.runs] + g0 * x.tokens;
+  F<P> scale[N], min[N];
+  for (int i = 0; i < N; i++) Affine(t, tile + i).at<P>(0, 0, scale[i], min[i]);  // one of a row
+  for (int g = g0; g < g1; g++, scale_x += x.tokens) {
+    const int units = runs.start[g + 1] - runs.start[g];
+    const size_t from = (size_t(tile) * t.units + runs.first[g]) * kVector, apart = size_t(t.units) * kVector;
+    for (int j = 0; j < x.tokens; j++)
+#pragma GCC unroll 2
+      for (int i = 0; i < N; i++) {
+        const uint8_t *index = t.codes + from + i * apart, *values = t.values + from + i * apart;
+        Dot dot;
+        dot.add(index, values, q + j * Dot::columns, size_t(x.tokens) * Dot::columns, units);
+        float* to = f + (i * kMaxTokens + j) * kLanes;
+        const F<P> part = affine<P>(scale[i], min[i], dot.a, P::to_float(dot.ones));
+        P::storef(to, P::sum(P::loadf(to), P::mul(P::all(scale_x[j]), part)));
+      }
+    q += size_t(units) * Dot::columns * x.tokens;
+  }
 }
 
 // Of codes in bytes, of N tiles `apart` bytes from each other, with T tokens of a block of `tokens`. Several tiles share the
@@ -176,7 +188,7 @@ void multiply_tiles(const MatrixView& m, const Activations* x, int blocks, int t
       Fetch next[N];  // of the tiles that are unpacked after these
       const Runs& runs = m.runs[t.runs];
       for (int n = 0; n < N; n++) {
-        unpack<P>(m, t, tile + n, g0, g1, scratch + n * m.scratch, at[n]);
+        if (t.kind != Kind::nm) unpack<P>(m, t, tile + n, g0, g1, scratch + n * m.scratch, at[n]);
         next[n].at = t.codes + (size_t(tile + N + n) * t.units + runs.first[g0]) * t.unit_bytes;
       }
       const int bytes = (runs.start[g1] - runs.start[g0]) * t.unit_bytes, lines = bytes / kVector / (blocks * (g1 - g0)) + 1;
@@ -192,7 +204,9 @@ void multiply_tiles(const MatrixView& m, const Activations* x, int blocks, int t
         if (i == 0 && g0 == 0)
           for (auto& rows : f[b])
             for (int j = 0; j < x[b].tokens; j++) P::storef(rows + j * kLanes, P::all(0));
-        product(m, t, x[b], tile, g0, g1, scratch, f[b][0], next, lines);
+        if (t.kind == Kind::nm)
+          with_blocks<P>(m, t, [&](auto dot) { gather_groups<P, N, decltype(dot)>(m, t, x[b], tile, g0, g1, f[b][0]); });
+        else product(m, t, x[b], tile, g0, g1, scratch, f[b][0], next, lines);
         if (i + 1 == m.terms && g1 == m.groups)
           for (int j = 0; j < x[b].used; j++)
             for (int n = 0; n < N; n++) store_rows<P>(m, tile + n, P::loadf(f[b][n] + j * kLanes), out + j * stride);
@@ -214,7 +228,7 @@ void multiply(const MatrixView& m, const Activations* x, int blocks, int first, 
   bool in_place = blocks == 1 && x->tokens == 1;
   for (int i = 0; i < m.terms; i++) {
     const Kind kind = m.term[i].kind;
-    in_place &= kind == Kind::trellis || kind == Kind::codebook ? P::dots_words : P::expands || !m.term[i].values;
+    in_place &= kind == Kind::trellis || kind == Kind::codebook ? P::dots_words : kind != Kind::bitmap || P::expands;
   }
   if (in_place) multiply_vector<P>(m, *x, first, last, y, scratch);
   else multiply_matrix<P>(m, x, blocks, first, last, y, stride, scratch);

@@ -95,6 +95,17 @@ struct Policy {
       for (int j = 0; j < T; j++) out[j] = dot_wide(out[j], load(codes), quad(q + 4 * j));
   }
 
+  // Bytes that an index finds nowhere are zero.
+  template <int Block> static V gather(V index, const int8_t* q) {
+    const auto table = [=](int i) { return vld1q_u8_x4(reinterpret_cast<const uint8_t*>(q) + kVector * i); };
+    const uint8x16x4_t low = table(0);
+    if (Block == 64) return each([&](int i) { return vqtbl4q_u8(low, index.r[i]); });
+    const uint8x16x4_t high = table(1);
+    return each([&](int i) {
+      return vorrq_u8(vqtbl4q_u8(low, index.r[i]), vqtbl4q_u8(high, vsubq_u8(index.r[i], vdupq_n_u8(kVector))));
+    });
+  }
+
   static uint64_t mask(V index, int field) {
     uint64_t m = 0;
     uint8_t bytes[kVector];

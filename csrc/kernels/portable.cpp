@@ -55,6 +55,11 @@ struct Policy {
     return load(a);
   }
 
+  static V dot_wide(const V& acc, const V& codes, const V& q) { return dot(acc, codes, q); }
+  template <int Block> static V gather(const V& index, const int8_t* q) {
+    return bytes([&](int i) { return index.b[i] < Block ? q[index.b[i]] : 0; });
+  }
+
   static constexpr int key_offset = -128;
   static const V& key(const V& codes) { return codes; }
   static V dot_key(const V& acc, const V& codes, const V& q) { return dot(acc, codes, q); }

@@ -6,9 +6,30 @@
 template <class Dot> constexpr int kTilesAtOnce = 1;
 template <class P, int N> constexpr int kTilesAtOnce<DotTrellis<P, N>> = 2;
 
+// What an n:m term reads some tiles on, its codes and then its values: a line for every unit of the dense term before it,
+// because a core waits for few lines at a time and the n:m term would ask for many at once.
+struct Spread {
+  const uint8_t *at = nullptr, *then = nullptr;
+  int units = 0, left = 0;
+
+  Spread() = default;
+  Spread(const Term& t, int tile) : units(t.units), left(t.units) {
+    const size_t offset = size_t(tile) * t.units * kVector + kAheadSparse;
+    at = t.codes + offset, then = t.values + offset;
+  }
+  void line() {
+    if (!left && then) at = then, left = units, then = nullptr;
+    if (left) __builtin_prefetch(at, 0, 3), at += kVector, left--;
+  }
+};
+
+struct Nothing {
+  void line() {}
+};
+
 // f[i] of N neighbouring tiles gets all groups of a term added.
-template <class P, class Dot, int N>
-inline void add_dense(const MatrixView& m, const Term& t, const Activations& x, int tile, F<P>* f) {
+template <class P, class Dot, int N, class More = Nothing>
+inline void add_dense(const MatrixView& m, const Term& t, const Activations& x, int tile, F<P>* f, More more = {}) {
   const int *first = m.runs[t.runs].first, *start = m.runs[t.runs].start;
   const float *scale_x = x.scale[t.runs], *sum_x = x.sum[t.runs];
   const size_t tile_bytes = size_t(t.units) * Dot::bytes;
@@ -22,13 +43,15 @@ inline void add_dense(const MatrixView& m, const Term& t, const Activations& x, 
     const uint8_t* unit = codes + size_t(first[g]) * Dot::bytes;
     Dot dot[N];
     for (Dot& d : dot) begin(d, t);
-    for (int n = start[g + 1] - start[g]; n; n--, unit += Dot::bytes, q += Dot::columns)
+    for (int n = start[g + 1] - start[g]; n; n--, unit += Dot::bytes, q += Dot::columns) {
+      more.line();
 #pragma GCC unroll 2
       for (int i = 0; i < N; i++) {
 #pragma GCC unroll 8
         for (int line = 0; line < Dot::bytes; line += kVector) __builtin_prefetch(unit + i * tile_bytes + ahead + line, 0, level);
         dot[i].add(unit + i * tile_bytes, q);
       }
+    }
 #pragma GCC unroll 2
     for (int i = 0; i < N; i++) {
       F<P> scale, min;
@@ -60,7 +83,7 @@ template <class P> struct DotBitmap {
   V<P> a[4] = {P::zero(), P::zero(), P::zero(), P::zero()};
   typename P::template Dot<1> selected;
 
-  void add(const uint8_t* index, const uint8_t*, const int8_t* q, Cursor& at) {
+  void add(const uint8_t* index, const int8_t* q, Cursor& at) {
     const V<P> v = P::load(index);
 #pragma GCC unroll 8
     for (int f = 0; f < 8; f++) {
@@ -74,22 +97,58 @@ template <class P> struct DotBitmap {
   V<P> sum() const { return selected.total(); }
 };
 
-template <class P, int Block> struct DotBlocks {
+// Of an n:m plane: activations go where their values are. A group has one unit (One) or several.
+template <class P, int Block, bool One> struct DotBlocks {
   static constexpr int columns = Block;
   V<P> a = P::zero(), ones = P::zero();
 
-  void add(const uint8_t* index, const uint8_t* values, const int8_t* q, Cursor&) {
+  // `apart`: bytes from the activations of a unit to those of the next.
+  void add(const uint8_t* index, const uint8_t* values, const int8_t* q, size_t apart, int units) {
+    if constexpr (One) return add_unit(index, values, q);
+    for (; units; units--, index += kVector, values += kVector, q += apart) add_unit(index, values, q);
+  }
+
+ private:
+  void add_unit(const uint8_t* index, const uint8_t* values, const int8_t* q) {
     const V<P> picked = P::template gather<Block>(P::load(index), q);
-    a = P::dot(a, P::load(values), picked);
+    a = P::dot_wide(a, P::load(values), picked);
     ones = P::dot(ones, P::all8(1), picked);
   }
-  V<P> total() const { return a; }
-  V<P> sum() const { return ones; }
 };
 
+// Calls go with the dot product of an n:m term.
+template <class P, class Go> inline void with_blocks(const MatrixView& m, const Term& t, Go go) {
+  const Runs& runs = m.runs[t.runs];
+  const bool one = runs.start[m.groups] == m.groups;
+  if (runs.unit == 64) return one ? go(DotBlocks<P, 64, true>{}) : go(DotBlocks<P, 64, false>{});
+  return one ? go(DotBlocks<P, 128, true>{}) : go(DotBlocks<P, 128, false>{});
+}
+
 // `at` is put back where groups share a unit.
+template <class P>
+inline void add_bitmap(const MatrixView& m, const Term& t, const Activations& x, int tile, Cursor at, F<P>* f) {
+  const int *first = m.runs[t.runs].first, *start = m.runs[t.runs].start;
+  const float* scale_x = x.scale[t.runs];
+  const uint8_t* codes = t.codes + size_t(tile) * t.units * kVector;
+  const int8_t* q = x.codes[t.runs];
+  F<P> scale, min;
+  Affine(t, tile).at<P>(0, 0, scale, min);  // one of a row
+  for (int g = 0; g < m.groups; g++) {
+    DotBitmap<P> dot;
+    Cursor before = at;
+    int unit = first[g];
+    for (int n = start[g + 1] - start[g]; n; n--, unit++, q += dot.columns) {
+      before = at;
+      dot.add(codes + size_t(unit) * kVector, q, at);
+    }
+    if (g + 1 < m.groups && first[g + 1] < unit) at = before;
+    const F<P> part = affine<P>(scale, min, dot.total(), P::to_float(dot.sum()));
+    *f = P::sum(*f, P::mul(P::all(scale_x[g]), part));
+  }
+}
+
 template <class P, class Dot>
-inline void add_sparse(const MatrixView& m, const Term& t, const Activations& x, int tile, Cursor at, F<P>* f) {
+inline void add_blocks(const MatrixView& m, const Term& t, const Activations& x, int tile, F<P>* f) {
   const int *first = m.runs[t.runs].first, *start = m.runs[t.runs].start;
   const float* scale_x = x.scale[t.runs];
   const uint8_t* codes = t.codes + size_t(tile) * t.units * kVector;
@@ -97,16 +156,12 @@ inline void add_sparse(const MatrixView& m, const Term& t, const Activations& x,
   const int8_t* q = x.codes[t.runs];
   F<P> scale, min;
   Affine(t, tile).at<P>(0, 0, scale, min);  // one of a row
+#pragma GCC unroll 4
   for (int g = 0; g < m.groups; g++) {
+    const size_t unit = size_t(first[g]) * kVector;
     Dot dot;
-    Cursor before = at;
-    size_t unit = size_t(first[g]) * kVector;
-    for (int n = start[g + 1] - start[g]; n; n--, unit += kVector, q += Dot::columns) {
-      before = at;
-      dot.add(codes + unit, values + unit, q, at);
-    }
-    if (g + 1 < m.groups && size_t(first[g + 1]) * kVector < unit) at = before;
-    const F<P> part = affine<P>(scale, min, dot.total(), P::to_float(dot.sum()));
+    dot.add(codes + unit, values + unit, q + start[g] * Dot::columns, Dot::columns, start[g + 1] - start[g]);
+    const F<P> part = affine<P>(scale, min, dot.a, P::to_float(dot.ones));
     *f = P::sum(*f, P::mul(P::all(scale_x[g]), part));
   }
 }
@@ -131,15 +186,14 @@ template <class P, class Go> inline void with_dot(const Term& t, Go go) {
   }
 }
 
-template <class P> inline void add_term(const MatrixView& m, const Term& t, const Activations& x, int tile, uint8_t* scratch, F<P>* f) {
-  if constexpr (P::expands) {
-    const Cursor at = first_value(t, tile, scratch);
-    if (t.kind == Kind::bitmap) return add_sparse<P, DotBitmap<P>>(m, t, x, tile, at, f);
-    if (t.kind == Kind::nm)
-      return m.runs[t.runs].unit == 64 ? add_sparse<P, DotBlocks<P, 64>>(m, t, x, tile, at, f)
-                                       : add_sparse<P, DotBlocks<P, 128>>(m, t, x, tile, at, f);
-  }
-  with_dot<P>(t, [&](auto dot) { add_dense<P, decltype(dot), 1>(m, t, x, tile, f); });
+template <class P> inline void add_term(const MatrixView& m, int i, const Activations& x, int tile, uint8_t* scratch, F<P>* f) {
+  const Term& t = m.term[i];
+  if constexpr (P::expands)
+    if (t.kind == Kind::bitmap) return add_bitmap<P>(m, t, x, tile, first_value(t, tile, scratch), f);
+  if (t.kind == Kind::nm)
+    return with_blocks<P>(m, t, [&](auto dot) { add_blocks<P, decltype(dot)>(m, t, x, tile, f); });
+  const Spread next = i + 1 < m.terms && m.term[i + 1].kind == Kind::nm ? Spread(m.term[i + 1], tile) : Spread();
+  with_dot<P>(t, [&](auto dot) { add_dense<P, decltype(dot), 1>(m, t, x, tile, f, next); });
 }
 
 template <class P>
@@ -148,7 +202,7 @@ void multiply_vector(const MatrixView& m, const Activations& x, int first, int l
     return with_dot<P>(m.term[0], [&](auto dot) { multiply_dense<P, decltype(dot)>(m, x, first, last, y); });
   for (int tile = first; tile < last; tile++) {
     F<P> f = P::all(0);
-    for (int i = 0; i < m.terms; i++) add_term<P>(m, m.term[i], x, tile, scratch, &f);
+    for (int i = 0; i < m.terms; i++) add_term<P>(m, i, x, tile, scratch, &f);
     store_rows<P>(m, tile, f, y);
   }
 }

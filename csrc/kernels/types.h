@@ -16,6 +16,7 @@ constexpr int kMaxTiles = 2;       // multiplied at a time
 constexpr int kMaxBlocks = 8;      // blocks that share one unpacking of the weights
 constexpr int kStretch = 640;      // columns unpacked at a time at most (one group where that is longer)
 constexpr size_t kAhead = 8192;    // bytes from what a product of one token reads to what it fetches
+constexpr size_t kAheadSparse = 2048;  // the same of the streams of an n:m term
 constexpr int kDots = 12;          // products of one round of `dots`
 constexpr int kMostMixed = 512;       // columns of a block of a rotation at most
 constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
@@ -23,8 +24,10 @@ constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 // Columns are walked in units: 32 of a field plane or bitmap, 20 of a base-3 plane, one block of an n:m plane.
 // Activation group g covers units first[g], first[g] + 1, ... of run positions start[g] to start[g + 1]. A unit that two
 // groups share is in both runs, and in each run the activations of the other group are zero.
+// Activations of a block lie quad by quad, those of all tokens beside each other, or where they are gathered from token by token.
 struct Runs {
   int unit;
+  bool gathered;
   const float* inputs;  // [columns]: activations are multiplied by it before they become codes; null: they are not
   const int* first;  // [groups]
   const int* start;  // [groups + 1]
@@ -68,7 +71,7 @@ struct MatrixView {
   int mixed;
 };
 
-// One block of int8 activations. Codes of a run kind: [run units][unit / 4][tokens][4].
+// One block of int8 activations. Codes of a run kind: [run units][unit / 4][tokens][4]; gathered: [run units][tokens][unit].
 struct Activations {
   int tokens;          // 1, 2, 4, 8 or 16; the last may be padding
   int used;            // tokens that are real

@@ -77,6 +77,20 @@ struct Ymm {
     second = {every_other<0xDD>(a), every_other<0xDD>(b)};
   }
 
+  // A shuffle looks among 16 bytes and gives zero where bit 7 is set, which is where an index lies outside of them.
+  template <int Block> static V gather(V index, const int8_t* q) {
+    V found = zero();
+    for (int i = 0; i < Block / 16; i++) {
+      const V table = table16(reinterpret_cast<const uint8_t*>(q) + 16 * i), start = all8(16 * i);
+      const auto pick = [&](__m256i v, __m256i from, __m256i bytes) {
+        return _mm256_shuffle_epi8(bytes, _mm256_adds_epu8(_mm256_sub_epi8(v, from), _mm256_set1_epi8(0x70)));
+      };
+      found.low = _mm256_or_si256(found.low, pick(index.low, start.low, table.low));
+      found.high = _mm256_or_si256(found.high, pick(index.high, start.high, table.high));
+    }
+    return found;
+  }
+
   static uint64_t mask(V index, int field) {
     const __m256i bit = _mm256_set1_epi8(char(1 << field));
     const auto half = [&](__m256i v) { return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit))); };
