@@ -26,7 +26,8 @@ def dense(rows: int, columns: int, width: int | str, group: int) -> Dense:
 
 def words(rows: int, columns: int, per_word: int) -> Dense:
     codes = torch.randint(0, 256, (-(-rows // 16), -(-columns // per_word), 128), dtype=torch.uint8)
-    table = torch.randint(0, 256, (128,), dtype=torch.uint8)
+    half = torch.randint(1, 256, (64,))
+    table = torch.cat([half, 256 - half]).to(torch.uint8)
     scales = torch.rand(-(-rows // 16), 1, 16).half()
     run = 128 if 128 % per_word == 0 else 144 // per_word * per_word
     return Dense(codes, "trellis", scales, None, -128.0, None, run, table=table, per_word=per_word)

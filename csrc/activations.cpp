@@ -14,7 +14,8 @@ constexpr size_t kWidestUnit = 128;  // columns of any run kind's units
 constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 size_t run_bytes(const MatrixView& m, int kind, int tokens) {
-  return round_up(size_t(m.runs[kind].start[m.groups]) * m.runs[kind].unit * tokens, kVector) + kVector;
+  const size_t unit = m.runs[kind].words ? round_up(m.runs[kind].unit, 8) : m.runs[kind].unit;
+  return round_up(size_t(m.runs[kind].start[m.groups]) * unit * tokens, kVector) + kVector;
 }
 
 // The first run kind whose activations are multiplied by the same vector: they share codes, scales and sums.
@@ -33,6 +34,32 @@ void beside(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t ro
       for (int t = 0; t < tokens; t++, out += runs.unit) {
         std::memset(out, 0, size_t(runs.unit));
         std::memcpy(out + begin - first, rows + t * row + begin, size_t(end - begin));
+      }
+    }
+  }
+}
+
+// `strided_column` of words of 4, 8, ... columns.
+struct Orders {
+  int column[kWord / 4 + 1][kWord];
+  constexpr Orders() : column() {
+    for (int quads = 1; quads <= kWord / 4; quads++)
+      for (int i = 0; i < kWord; i++) column[quads][i] = strided_column(4 * quads, i);
+  }
+};
+constexpr Orders kOrders;
+
+// One token's codes in the order of `strided_column`.
+void order_strided(const MatrixView& m, const Runs& runs, const int8_t* row, size_t bytes, int8_t* out) {
+  const int places = int(round_up(runs.unit, 8)), *order = kOrders.column[runs.unit / 4];
+  for (int g = 0; g < m.groups; g++) {
+    const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(bytes);
+    for (int unit = runs.first[g], n = runs.start[g + 1] - runs.start[g]; n; n--, unit++, out += places) {
+      const int first = unit * runs.unit;
+      const bool whole = first >= from && first + runs.unit <= to;
+      for (int i = 0; i < places; i++) {
+        const int column = first + order[i];
+        out[i] = order[i] >= 0 && (whole || (column >= from && column < to)) ? row[column] : int8_t(0);
       }
     }
   }
@@ -122,8 +149,12 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
         block.scale[kind][g * tokens + t] = scale, block.sum[kind][g * tokens + t] = float(sum);
       }
     }
-    for (int i = kind; i < m.run_kinds; i++)
-      if (m.runs[i].inputs == inputs) interleave(m, m.runs[i], rows.get(), row, tokens, block.codes[i]);
+    const bool alone = size_ == 1 && tokens == 1;  // then words are multiplied in place
+    for (int i = kind; i < m.run_kinds; i++) {
+      if (m.runs[i].inputs != inputs) continue;
+      if (alone && m.runs[i].words && level.strides) order_strided(m, m.runs[i], rows.get(), row, block.codes[i]);
+      else interleave(m, m.runs[i], rows.get(), row, tokens, block.codes[i]);
+    }
   }
 }
 

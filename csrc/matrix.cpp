@@ -47,6 +47,9 @@ Matrix::Matrix(const std::vector<TermSource>& terms, int rows, int columns, cons
     source.where.empty() ? add_dense(source, term) : add_sparse(source, term);
     m.terms++;
   }
+  for (int i = 0; i < m.terms; i++)  // beside a bitmap, which few levels read in place, words are unpacked as well
+    if (m.term[i].kind == Kind::bitmap)
+      for (int k = 0; k < m.run_kinds; k++) m.runs[k].words = false;
   if (terms[0].rotated) rotate_inputs();
   place_scratch();
   if (bias) {
@@ -89,10 +92,12 @@ void Matrix::add_words(const TermSource& source, Term& t) {
   const int n = source.per_word;
   require(has_kernel(n), "per_word must be 12, 16, 20, 24, 28, 32, 40, 48, 56 or 64");
   t.kind = Kind::trellis, t.bits = 8, t.per_word = n;
-  t.runs = runs_of(n, inputs_of(source.inputs));
+  t.runs = runs_of(n, inputs_of(source.inputs), false, true);
   t.units = parts(m.columns, n), t.unit_bytes = kLanes * kWordBytes;
   require_shape(source.codes, "codes", {size_t(m.tiles), size_t(t.units), size_t(t.unit_bytes)});
   require_shape(source.table, "table", {kStates});
+  for (int i = 0; i < kStates / 2; i++)
+    require(source.table.data[i] + source.table.data[i + kStates / 2] == 256, "the second half of a table must be the first, negated");
   t.codes = hold(source.codes), t.table = hold(source.table);
 }
 
@@ -228,10 +233,11 @@ const float* Matrix::inputs_of(const Array& a) {
   return scales;
 }
 
-int Matrix::runs_of(int unit, const float* inputs, bool gathered) {
+int Matrix::runs_of(int unit, const float* inputs, bool gathered, bool words) {
   MatrixView& m = view_;
+  const Runs wanted = {unit, gathered, words, inputs, nullptr, nullptr};
   for (int i = 0; i < m.run_kinds; i++)
-    if (m.runs[i].unit == unit && m.runs[i].inputs == inputs && m.runs[i].gathered == gathered) return i;
+    if (same_order(m.runs[i], wanted)) return i;
   std::vector<int>& first = tables_.emplace_back(m.groups);
   std::vector<int>& start = tables_.emplace_back(m.groups + 1);
   for (int g = 0; g < m.groups; g++) {
@@ -239,7 +245,7 @@ int Matrix::runs_of(int unit, const float* inputs, bool gathered) {
     first[g] = from / unit;
     start[g + 1] = start[g] + parts(to, unit) - first[g];
   }
-  m.runs[m.run_kinds] = {unit, gathered, inputs, first.data(), start.data()};
+  m.runs[m.run_kinds] = {unit, gathered, words, inputs, first.data(), start.data()};
   return m.run_kinds++;
 }
 

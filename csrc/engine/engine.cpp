@@ -8,6 +8,7 @@
 #include "codes.h"
 #include "dispatch.h"
 #include "engine/arena.h"
+#include "matrix.h"
 #include "rotation.h"
 #include "team.h"
 
@@ -18,7 +19,7 @@ bool same_input(const MatrixView& a, const MatrixView& b) {
   if (a.columns != b.columns || a.group != b.group || a.run_kinds != b.run_kinds || !a.rotation != !b.rotation)
     return false;
   for (int i = 0; i < a.run_kinds; i++)
-    if (a.runs[i].unit != b.runs[i].unit || a.runs[i].inputs != b.runs[i].inputs) return false;
+    if (!same_order(a.runs[i], b.runs[i])) return false;
   return true;
 }
 

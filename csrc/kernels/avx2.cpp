@@ -14,13 +14,10 @@ constexpr int kRowsAtOnce = 8;
 #include "ymm.inl"
 
 struct Policy : Ymm {
-  static constexpr bool expands = false, looks_up = true, dots_words = false;
-
   // Exact where all codes are at most 127.
-  static V dot(V acc, V codes, V q) { return widen(acc, pairs(codes, q)); }
+  static V dot(V acc, V codes, V q) { return widen(acc, byte_pairs(codes, q)); }
   static V dot_wide(V acc, V codes, V q) {
-    const V mask = all8(0x0F);
-    return above(dot(acc, both(codes, mask), q), dot(zero(), both(srl<4>(codes), mask), q));
+    return {wide(wide(acc.low, codes.low, q.low, 0), codes.low, q.low, 1), wide(wide(acc.high, codes.high, q.high, 0), codes.high, q.high, 1)};
   }
   // Keys become signed and give their sign to the other factor.
   static constexpr int key_offset = 0;
@@ -39,7 +36,7 @@ struct Policy : Ymm {
 
     void add(const uint8_t* unit, const int8_t* q) {
       V s = zero();
-      each_quad<Policy, B>(unit, [&](int i, V codes) { s = plus16(s, pairs(codes, quad(q + 4 * i))); });
+      each_quad<Policy, B>(unit, [&](int i, V codes) { s = plus16(s, byte_pairs(codes, quad(q + 4 * i))); });
       a = widen(a, s);
     }
     V total() const { return a; }
@@ -64,8 +61,8 @@ struct Policy : Ymm {
       V s = zero(), t = zero();
       for (int i = 0; i < 8; i++) {
         const V v = load(unit + i * kVector), four = quad(q + 4 * i);
-        s = plus16(s, pairs(both(v, mask), four));
-        t = plus16(t, pairs(both(srl<4>(v), mask), four));
+        s = plus16(s, byte_pairs(both(v, mask), four));
+        t = plus16(t, byte_pairs(both(srl<4>(v), mask), four));
       }
       low = widen(low, s), high = widen(high, t);
     }
@@ -79,8 +76,8 @@ struct Policy : Ymm {
     void add(const uint8_t* unit, const int8_t* q) {
       V c[5];
       base3(load(unit), c);
-      V s = pairs(c[0], quad(q));
-      for (int i = 1; i < 5; i++) s = plus16(s, pairs(c[i], quad(q + 4 * i)));
+      V s = byte_pairs(c[0], quad(q));
+      for (int i = 1; i < 5; i++) s = plus16(s, byte_pairs(c[i], quad(q + 4 * i)));
       a = widen(a, s);
     }
     V total() const { return a; }
@@ -96,10 +93,15 @@ struct Policy : Ymm {
 
  private:
   static V plus16(V a, V b) { return {_mm256_add_epi16(a.low, b.low), _mm256_add_epi16(a.high, b.high)}; }
-  static V pairs(V codes, V q) { return {_mm256_maddubs_epi16(codes.low, q.low), _mm256_maddubs_epi16(codes.high, q.high)}; }
+  static V byte_pairs(V codes, V q) { return {_mm256_maddubs_epi16(codes.low, q.low), _mm256_maddubs_epi16(codes.high, q.high)}; }
   static V widen(V acc, V s) {
     const __m256i one = _mm256_set1_epi16(1);
     return plus(acc, {_mm256_madd_epi16(s.low, one), _mm256_madd_epi16(s.high, one)});
+  }
+  // Even or odd bytes in 16 bits.
+  static __m256i wide(__m256i acc, __m256i codes, __m256i q, bool odd) {
+    codes = odd ? _mm256_srli_epi16(codes, 8) : _mm256_and_si256(codes, _mm256_set1_epi16(255));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(codes, _mm256_srai_epi16(odd ? q : _mm256_slli_epi16(q, 8), 8)));
   }
   static V above(V low, V high) { return plus(low, {_mm256_slli_epi32(high.low, 4), _mm256_slli_epi32(high.high, 4)}); }
 
@@ -115,7 +117,7 @@ struct Policy : Ymm {
         V c = load(codes);
         if constexpr (Shift > 0) c = srl<Shift>(c);
         c = both(c, mask);
-        for (int j = 0; j < T; j++) s[j] = plus16(s[j], pairs(c, quad(q + 4 * j)));
+        for (int j = 0; j < T; j++) s[j] = plus16(s[j], byte_pairs(c, quad(q + 4 * j)));
       }
       for (int j = 0; j < T; j++) out[j] = widen(out[j], s[j]);
       quads -= n;

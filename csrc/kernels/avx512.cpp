@@ -24,7 +24,7 @@ struct Policy {
   using V = __m512i;
   using F = __m512;
   static constexpr int tokens = 16, tiles = 2, chains = 8;
-  static constexpr bool expands = true, looks_up = true, dots_words = true, spreads = true;
+  static constexpr bool expands = true, looks_up = true, dots_words = true, strides = false, spreads = true;
 
   static V load(const void* p) { return _mm512_loadu_si512(p); }
   // A load that stays one: the compiler would fold it into each of its uses, and loads are what is scarce.

@@ -15,7 +15,7 @@ constexpr int kRowsAtOnce = 8;
 
 struct Policy : Ymm {
   static constexpr int chains = 4;
-  static constexpr bool expands = false, looks_up = true, dots_words = false, spreads = false;
+  static constexpr bool spreads = false;
 
   // GCC 12 moves the sums of a loop from register to register, and some to memory, where it sees more than an instruction.
   static V dot(V acc, V codes, V q) {

@@ -4,7 +4,7 @@
 //   bytes     load load_once store all8 both srl sll merge zero
 //   products  quad, dot_wide, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>; `tokens` of a block, which go
 //             through one of the `tiles` at a time, half of them through two; there and with `expands` dot
-//   tables    table16 look16; `looks_up`, `dots_words` (codebooks too are multiplied in place), see trellis.inl
+//   tables    table16 look16; `looks_up`, `dots_words` (codebooks too are multiplied in place), `strides`, see trellis.inl
 //   sparse    gather; mask; where `expands` is true also expand select, and one token of a bitmap needs no unpacking
 //   floats    to_float half all mul sum less loadf storef store_some amax round; larger largest digits7 butterflies16 for attention
 
@@ -90,7 +90,7 @@ template <class P> struct DotCodebook {
 
   void begin(const Term& t) { table = P::table16(t.table); }
   void add(const uint8_t* unit, const int8_t* q) {
-    each_quad<P, 4>(unit, [&](int i, V<P> codes) { a[i % 4] = P::dot(a[i % 4], P::look16(table, codes), P::quad(q + 4 * i)); });
+    each_quad<P, 4>(unit, [&](int i, V<P> codes) { a[i % 4] = P::dot_wide(a[i % 4], P::look16(table, codes), P::quad(q + 4 * i)); });
   }
   V<P> total() const { return P::plus(P::plus(a[0], a[1]), P::plus(a[2], a[3])); }
 };
@@ -178,5 +178,5 @@ template <class P> int32_t dots(int rounds) {
 }
 
 template <class P> constexpr Kernels kernels_of(const char* name, Steps steps) {
-  return {name, steps, P::tokens, quantize<P>, multiply<P>, read<P>, dots<P>, encode_trellis, sizeof(Trellis)};
+  return {name, steps, P::tokens, P::strides, quantize<P>, multiply<P>, read<P>, dots<P>, encode_trellis, sizeof(Trellis)};
 }

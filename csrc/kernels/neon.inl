@@ -10,7 +10,7 @@ struct Policy {
     float32x4_t r[4];
   };
   static constexpr int tokens = 4, tiles = 1;
-  static constexpr bool expands = false, looks_up = false, dots_words = false;
+  static constexpr bool expands = false, looks_up = true, dots_words = true, strides = true;
 
   template <class Each> static V each(Each part) { return {{part(0), part(1), part(2), part(3)}}; }
   template <class Each> static F floats(Each part) { return {{part(0), part(1), part(2), part(3)}}; }
@@ -93,6 +93,67 @@ struct Policy {
     for (int j = 0; j < T; j++) out[j] = zero();
     for (; quads; quads--, codes += kVector, q += 4 * T)
       for (int j = 0; j < T; j++) out[j] = dot_wide(out[j], load(codes), quad(q + 4 * j));
+  }
+
+  // One instruction looks among the 64 bytes of a trellis table's first half; the last bit of the window turns the sign.
+  template <int N> struct Lookup {
+    uint8x16x4_t table;
+    explicit Lookup(const uint8_t* from) : table(vld1q_u8_x4(from)) {}
+    V codes(V words, int i) const {
+      alignas(16) uint8_t windows[kVector];
+      uint64_t rows[kVector / kWordBytes];
+      std::memcpy(rows, words.r, kVector);
+      for (int k = 0; k < kVector; k++) {
+        const int column = 8 * i + k % 8, start = window_start(N, column < N ? column : 0);
+        const uint64_t word = rows[k / 8];
+        windows[k] = uint8_t(word >> start | word << (kWord - start) % kWord);
+      }
+      return look_up(load(windows));
+    }
+    V strided(V words, int i) const {
+      const auto start = [](int place) { return window_start(N, strided_column(N, place)); };
+      V w = rotate(words, start(8 * i));
+      if (N % 8 && strided_column(N, 8 * i + 1) >= 0) {
+        const V odd = rotate(words, (start(8 * i + 1) + kWord - 8) % kWord);
+        const uint8x16_t upper = vreinterpretq_u8_u16(vdupq_n_u16(0xFF00));
+        for (int k = 0; k < 4; k++) w.r[k] = vbslq_u8(upper, odd.r[k], w.r[k]);
+      }
+      return look_up(w);
+    }
+
+   private:
+    static V rotate(V words, int bits) {
+      const int64x2_t right = vdupq_n_s64(-bits), left = vdupq_n_s64(kWord - bits);  // a shift by 64 gives zero
+      return each([&](int k) {
+        const uint64x2_t v = vreinterpretq_u64_u8(words.r[k]);
+        return vreinterpretq_u8_u64(vorrq_u64(vshlq_u64(v, right), vshlq_u64(v, left)));
+      });
+    }
+    V look_up(V w) const {
+      return each([&](int k) {
+        const uint8x16_t code = vqtbl4q_u8(table, vandq_u8(w.r[k], vdupq_n_u8(63)));
+        const uint8x16_t turn = vtstq_u8(w.r[k], vdupq_n_u8(64));
+        return vsubq_u8(veorq_u8(code, turn), turn);
+      });
+    }
+  };
+  static V eight(const int8_t* q) {
+    const uint8x16_t both = vreinterpretq_u8_s8(vcombine_s8(vld1_s8(q), vld1_s8(q)));
+    return each([=](int) { return both; });
+  }
+  // The even and the odd dwords of eight rows.
+  static void quads(V& first, V& second) {
+    const V a = first, b = second;
+    const auto part = [](const V& v, int k, bool odd) {
+      const uint32x4_t low = vreinterpretq_u32_u8(v.r[k]), high = vreinterpretq_u32_u8(v.r[k + 1]);
+      return vreinterpretq_u8_u32(odd ? vuzp2q_u32(low, high) : vuzp1q_u32(low, high));
+    };
+    first = {{part(a, 0, false), part(a, 2, false), part(b, 0, false), part(b, 2, false)}};
+    second = {{part(a, 0, true), part(a, 2, true), part(b, 0, true), part(b, 2, true)}};
+  }
+  static V pairs(V low, V high) {
+    quads(low, high);
+    return plus(low, high);
   }
 
   // Bytes that an index finds nowhere are zero.

@@ -18,7 +18,7 @@ struct Policy {
     alignas(16) float f[kLanes];
   };
   static constexpr int tokens = 4, tiles = 1;
-  static constexpr bool expands = false, looks_up = false, dots_words = false;
+  static constexpr bool expands = false, looks_up = false, dots_words = false, strides = false;
 
   template <class Each> static V bytes(Each each) {
     V v;

@@ -2,9 +2,9 @@
 // Part of kernels.inl.
 
 // One tile after the other is one stream, which memory gives faster than two. Trellis codes take so long to decode that two
-// tiles at once, which share the broadcasts of the activations, are faster.
+// tiles at once, which share the broadcasts of the activations, are faster where there are registers for them.
 template <class Dot> constexpr int kTilesAtOnce = 1;
-template <class P, int N> constexpr int kTilesAtOnce<DotTrellis<P, N>> = 2;
+template <class P, int N> constexpr int kTilesAtOnce<DotTrellis<P, N>> = P::tiles;
 
 // What an n:m term reads some tiles on, its codes and then its values: a line for every unit of the dense term before it,
 // because a core waits for few lines at a time and the n:m term would ask for many at once.

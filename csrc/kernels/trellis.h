@@ -1,5 +1,6 @@
 // Bitshift trellis with a tail: a 64-bit word holds `per_word` weights, weight i is the 7-bit window of the circular word
-// that starts at bit floor(i * 64 / per_word), looked up in a table of 128 entries (after QTIP, arXiv 2406.11235).
+// that starts at bit floor(i * 64 / per_word), looked up in a table of 128 entries (after QTIP, arXiv 2406.11235), of which
+// the last bit of the window turns the sign: values of the second half are those of the first, negated.
 #pragma once
 #include <cstdint>
 
@@ -14,6 +15,15 @@ constexpr bool has_kernel(int per_word) { return per_word >= 12 && per_word <= k
 template <int N> constexpr int kEights = (N + 7) / 8;  // of the columns of a word
 
 constexpr int window_start(int per_word, int i) { return i * kWord / per_word; }
+
+// Columns whose windows start at the same bit of a byte are a stride apart: one rotation of the word brings all of them to the
+// beginnings of its bytes, or of every other byte where a word has an odd number of quads. The column whose window rotation
+// `place` / 8 brings to byte `place` % 8; -1: none.
+constexpr int strided_column(int per_word, int place) {
+  const int bytes = per_word % 8 ? 2 : 1, stride = per_word * bytes / 8;
+  const int first = place / 8 * bytes + place % bytes;
+  return first < stride ? place % 8 / bytes * stride + first : -1;
+}
 
 // Windows to be chosen for rows [rows][columns] of numbers in units of the table.
 struct TrellisJob {

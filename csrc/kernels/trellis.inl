@@ -3,11 +3,12 @@
 //   Lookup<N>  codes(words, i): columns 8 i .. 8 i + 7 of eight rows' words, [row][8]; the last four may be beyond the word
 //   quads      codes of rows 0-7 and 8-15, [row][8], to two column quads, [16 rows][4]
 // and where `P::dots_words` is true (one token is multiplied in place)
-//   eight      eight activations for every row; four: and four times 0
+//   eight      eight activations for every row; where `P::strides` is false also four: and four times 0
+//   Lookup<N>  where it is true, strided(words, i): columns of places 8 i .. 8 i + 7 of `strided_column`
 //   pairs      sums of rows 0-7 and 8-15, two a row, to one a row
 
 template <class P, int N> struct DotTrellis {
-  static constexpr int columns = N, bytes = kLanes * kWordBytes;
+  static constexpr int columns = P::strides ? 8 * kEights<N> : N, bytes = kLanes * kWordBytes;
   const uint8_t* table;
   V<P> a[2] = {P::zero(), P::zero()};
 
@@ -17,9 +18,15 @@ template <class P, int N> struct DotTrellis {
     const V<P> low = P::load_once(unit), high = P::load_once(unit + kVector);
 #pragma GCC unroll 8
     for (int i = 0; i < kEights<N>; i++) {
-      const V<P> some = 8 * i + 8 <= N ? P::eight(q + 8 * i) : P::four(q + 8 * i);
-      a[0] = P::dot(a[0], lookup.codes(low, i), some);
-      a[1] = P::dot(a[1], lookup.codes(high, i), some);
+      if constexpr (P::strides) {
+        const V<P> some = P::eight(q + 8 * i);
+        a[0] = P::dot_wide(a[0], lookup.strided(low, i), some);
+        a[1] = P::dot_wide(a[1], lookup.strided(high, i), some);
+      } else {
+        const V<P> some = 8 * i + 8 <= N ? P::eight(q + 8 * i) : P::four(q + 8 * i);
+        a[0] = P::dot_wide(a[0], lookup.codes(low, i), some);
+        a[1] = P::dot_wide(a[1], lookup.codes(high, i), some);
+      }
     }
   }
   V<P> total() const { return P::pairs(a[0], a[1]); }

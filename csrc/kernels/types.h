@@ -25,9 +25,10 @@ constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 // Activation group g covers units first[g], first[g] + 1, ... of run positions start[g] to start[g + 1]. A unit that two
 // groups share is in both runs, and in each run the activations of the other group are zero.
 // Activations of a block lie quad by quad, those of all tokens beside each other, or where they are gathered from token by token.
+// Those of a single token for words, at levels that rotate words, lie in the order of `strided_column`.
 struct Runs {
   int unit;
-  bool gathered;
+  bool gathered, words;
   const float* inputs;  // [columns]: activations are multiplied by it before they become codes; null: they are not
   const int* first;  // [groups]
   const int* start;  // [groups + 1]
@@ -71,7 +72,8 @@ struct MatrixView {
   int mixed;
 };
 
-// One block of int8 activations. Codes of a run kind: [run units][unit / 4][tokens][4]; gathered: [run units][tokens][unit].
+// One block of int8 activations. Codes of a run kind: [run units][unit / 4][tokens][4]; gathered: [run units][tokens][unit];
+// strided: [run units][whole eights of the unit].
 struct Activations {
   int tokens;          // 1, 2, 4, 8 or 16; the last may be padding
   int used;            // tokens that are real
@@ -150,6 +152,7 @@ struct Kernels {
   const char* name;
   Steps steps;
   int tokens;  // of the largest block
+  bool strides;  // whether words are rotated
   // Codes of x [n] and their sum; returns the scale max|x| / 127.
   float (*quantize)(const float* x, int n, int8_t* codes, int32_t* sum);
   // y[token * stride + row] for tiles [first, last) and all tokens of up to kMaxBlocks blocks; `scratch` is 64-byte aligned.

@@ -8,6 +8,7 @@ struct Ymm {
     __m256 low, high;
   };
   static constexpr int tokens = 4, tiles = 1;
+  static constexpr bool expands = false, looks_up = true, dots_words = true, strides = true;
 
   static V load(const void* p) {
     const auto* v = static_cast<const __m256i*>(p);
@@ -44,33 +45,56 @@ struct Ymm {
     for (int i = 0; i < 5; i++) q[i] = {low[i], high[i]};
   }
 
-  // A window lies in two neighbouring bytes: they are brought together as 16 bits and shifted by a product. Of eight tables of
-  // 16 bytes the upper bits of the window then choose one.
+  // Of the first half of a trellis table four tables of 16 bytes have each what it differs in from the one before. All up to
+  // that of the window's upper bits are added up, because a shuffle gives zero where bit 7 is set: a blend would be several
+  // instructions on some processors. The last bit of the window turns the sign.
   template <int N> struct Lookup {
-    __m256i table[8];
+    __m256i table[4];
     explicit Lookup(const uint8_t* from) {
-      for (int i = 0; i < 8; i++) table[i] = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i));
+      for (int i = 0; i < 4; i++) table[i] = table16(from + 16 * i).low;
+      for (int i = 3; i; i--) table[i] = _mm256_xor_si256(table[i], table[i - 1]);
     }
-    V codes(V words, int i) const { return {look_up(words.low, i), look_up(words.high, i)}; }
+    V codes(V words, int i) const { return {look_up(cut(words.low, i)), look_up(cut(words.high, i))}; }
+    V strided(V words, int i) const { return {look_up(turned(words.low, i)), look_up(turned(words.high, i))}; }
 
    private:
-    __m256i look_up(__m256i words, int i) const {
-      const Cut& cut = cuts<N>.of[i];
+    // A window lies in two neighbouring bytes: they are brought together as 16 bits and shifted by a product.
+    static __m256i cut(__m256i words, int i) {
+      const Cut& c = cuts<N>.of[i];
       const auto window = [&](const uint8_t* bytes) {
         const __m256i both = _mm256_shuffle_epi8(words, _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes)));
-        const __m256i factor = _mm256_load_si256(reinterpret_cast<const __m256i*>(cut.factor));
+        const __m256i factor = _mm256_load_si256(reinterpret_cast<const __m256i*>(c.factor));
         return _mm256_srli_epi16(_mm256_mullo_epi16(both, factor), 8);
       };
-      __m256i w = _mm256_packus_epi16(window(cut.first), window(cut.second));
-      w = _mm256_and_si256(w, _mm256_set1_epi8(kStates - 1));
-      const auto pick = [&](int k, __m256i bit) {
-        return _mm256_blendv_epi8(_mm256_shuffle_epi8(table[k], w), _mm256_shuffle_epi8(table[k + 1], w), bit);
-      };
-      const __m256i bit4 = _mm256_slli_epi16(w, 3), bit5 = _mm256_slli_epi16(w, 2), bit6 = _mm256_slli_epi16(w, 1);
-      const __m256i low = _mm256_blendv_epi8(pick(0, bit4), pick(2, bit4), bit5);
-      return _mm256_blendv_epi8(low, _mm256_blendv_epi8(pick(4, bit4), pick(6, bit4), bit5), bit6);
+      return _mm256_packus_epi16(window(c.first), window(c.second));
+    }
+    static __m256i turned(__m256i words, int i) {
+      const auto start = [](int place) { return window_start(N, strided_column(N, place)); };
+      if (N % 8 == 0) return rotate(words, start(8 * i));
+      const __m256i odd = strided_column(N, 8 * i + 1) < 0 ? words : rotate(words, (start(8 * i + 1) + kWord - 8) % kWord);
+      return _mm256_blendv_epi8(rotate(words, start(8 * i)), odd, _mm256_set1_epi16(short(0xFF00)));
+    }
+    static __m256i rotate(__m256i words, int bits) {
+      return bits ? _mm256_or_si256(_mm256_srli_epi64(words, bits), _mm256_slli_epi64(words, kWord - bits)) : words;
+    }
+    // Bit 7 of a window does not count.
+    __m256i look_up(__m256i w) const {
+      const __m256i bit6 = _mm256_set1_epi8(64), sign = _mm256_add_epi8(_mm256_and_si256(w, bit6), bit6);
+      w = _mm256_and_si256(w, _mm256_set1_epi8(63));
+      __m256i code = _mm256_shuffle_epi8(table[0], w);
+      for (int i = 1; i < 4; i++) {
+        w = _mm256_sub_epi8(w, _mm256_set1_epi8(16));
+        code = _mm256_xor_si256(code, _mm256_shuffle_epi8(table[i], w));
+      }
+      return _mm256_sign_epi8(code, sign);
     }
   };
+  static V eight(const int8_t* q) {
+    int64_t both;
+    std::memcpy(&both, q, sizeof both);
+    return {_mm256_set1_epi64x(both), _mm256_set1_epi64x(both)};
+  }
+  static V pairs(V low, V high) { return {two_to_one(low), two_to_one(high)}; }
   static void quads(V& first, V& second) {
     const V a = first, b = second;
     first = {every_other<0x88>(a), every_other<0x88>(b)};
@@ -200,6 +224,7 @@ struct Ymm {
     }
   };
   template <int N> static constexpr Cuts<N> cuts{};
+  static __m256i two_to_one(V v) { return _mm256_permute4x64_epi64(_mm256_hadd_epi32(v.low, v.high), 0xD8); }
   // The even (0x88) or odd (0xDD) dwords of eight rows.
   template <int Which> static __m256i every_other(V v) {
     const __m256 both = _mm256_shuffle_ps(_mm256_castsi256_ps(v.low), _mm256_castsi256_ps(v.high), Which);

@@ -112,7 +112,8 @@ def trellis(
     """Random words; seven bits from bit floor(64 i / per_word) on, around the word, look up the code of column i."""
     rows, columns = shape
     plane = rng.integers(0, 256, (tiles(rows), -(-columns // per_word), 128)).astype(np.uint8)
-    table = rng.integers(0, 256, 128).astype(np.uint8)
+    table = rng.integers(1, 256, 64).astype(np.uint8)
+    table = np.concatenate([table, np.uint8(0) - table])
     words = plane.reshape(tiles(rows), -1, 16, 8).view("<u8")[..., 0]
     n, k = np.indices(shape)
     word = words[n // 16, k // per_word, n % 16]

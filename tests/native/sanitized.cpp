@@ -77,7 +77,9 @@ TermSource words(Store& store, int per_word) {
   TermSource t = dense(store, 1);
   t.trellis = true, t.per_word = per_word, t.mins = {};
   t.codes = store.bytes({kTiles, size_t((kColumns + per_word - 1) / per_word), kLanes * kWordBytes}, 256);
-  t.table = store.bytes({kStates}, 256);
+  t.table = store.bytes({kStates}, 255);
+  uint8_t* table = const_cast<uint8_t*>(t.table.data);
+  for (int i = 0; i < kStates / 2; i++) table[i]++, table[i + kStates / 2] = uint8_t(-table[i]);
   return t;
 }
 
@@ -165,6 +167,8 @@ void check_matrices() {
   }
   for (int bits : {4, 8}) check("bitmap of " + std::to_string(bits) + " bits", {base3, bitmap(store, bits)});
   for (int block : {64, 128}) check("blocks of " + std::to_string(block), {base3, blocks(store, block)});
+  check("words and blocks", {words(store, 64), blocks(store, 64)});
+  check("words and a bitmap", {words(store, 20), bitmap(store, 8)});
 }
 
 // Plan, weights and memory of a decoder of two layers.

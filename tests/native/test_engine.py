@@ -13,6 +13,7 @@ from torch import nn
 
 from bitwright import _core
 from bitwright.errors import BadInput, Refused
+from bitwright.formats.binary import Binary
 from bitwright.formats.integer import Integer
 from bitwright.formats.mixed import Mixed
 from bitwright.formats.mixture import Mixture
@@ -21,6 +22,7 @@ from bitwright.formats.rotated import Rotated
 from bitwright.formats.trellis import Trellis
 from bitwright.formats.zoned import Zoned
 from bitwright.partitions.columns import Columns
+from bitwright.partitions.slots import Slots
 from bitwright.protocols import Format
 from bitwright.runtime import engine
 from bitwright.runtime.linear import QEmbedding, QLinear, TiedHead
@@ -158,6 +160,26 @@ def test_column_scales_give_a_layer_activations_of_its_own(isa: str) -> None:
     one.core.forward(ids[:60])
     singles = [torch.from_numpy(one.core.forward([token])) for token in ids[60:]]
     assert torch.equal(torch.cat(singles), whole[60:])
+
+
+def test_layers_that_read_one_input_in_other_orders(isa: str) -> None:
+    slots = Mixed(Binary(32), Slots(64), 8, "nm")
+    others = {
+        "q_proj": Trellis(64),  # columns of words, of blocks and quads of 64, of the same input
+        "k_proj": slots,
+        "v_proj": Trellis(20),
+        "gate_proj": slots,
+        "up_proj": Trellis(64),
+        "down_proj": Mixed(Binary(64), Slots(128), 8, "nm"),
+    }
+    model, ids = pack(model_of("llama"), others), text(40)
+    logits = expected(model, ids)
+    whole = built(model, fine_cache=True).logits(ids, every=True)
+    assert (whole - logits).abs().max() < 0.25 * logits.std()
+    one = built(model, fine_cache=True, threads=1)
+    one.core.forward(ids[:20])
+    singles = [torch.from_numpy(one.core.forward([token])) for token in ids[20:]]
+    assert torch.equal(torch.cat(singles), whole[20:])
 
 
 def test_scales_that_tokens_mix_are_refused() -> None:

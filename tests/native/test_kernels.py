@@ -23,7 +23,8 @@ SHAPES = [
     (36, 1300, 64, 64),  # three stretches of columns
 ]
 TRELLIS = ("trellis12", "trellis16", "trellis20", "trellis24", "trellis28", "trellis40", "trellis64")
-KINDS = [*range(1, 9), "base3", *TRELLIS, "binary+bitmap8", "base3+bitmap4", "planes+offsets", "base3+64", "binary+128"]
+SPARSE = ("binary+bitmap8", "base3+bitmap4", "planes+offsets", "base3+64", "binary+128", "trellis64+64", "trellis20+bitmap8")
+KINDS = [*range(1, 9), "base3", *TRELLIS, *SPARSE]
 TOKENS = (1, 2, 3, 5, 17, 33, 70)
 
 
@@ -48,6 +49,16 @@ def operands(kind: int | str, shape: tuple[int, int], activation_group: int, gro
             return [dense("base3"), packing.bitmap(rng, mask, 4, activation_group)]
         case "planes+offsets":
             return [dense(2), dense(1, 0.0), packing.offsets(rng, mask, 4 if shape[0] % 2 else 8, activation_group)]
+        case "trellis64+64":
+            return [
+                packing.trellis(rng, shape, 64, group, activation_group),
+                packing.blocks(rng, shape, 64, activation_group),
+            ]
+        case "trellis20+bitmap8":
+            return [
+                packing.trellis(rng, shape, 20, group, activation_group),
+                packing.bitmap(rng, mask, 8, activation_group),
+            ]
         case "base3+64":
             return [dense("base3", -1.0), packing.blocks(rng, shape, 64, activation_group)]
     return [dense(1), packing.blocks(rng, shape, 128, activation_group)]

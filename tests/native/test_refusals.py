@@ -21,7 +21,10 @@ DENSE = packing.dense(RNG, RNG.integers(0, 8, SHAPE), 3, 80, 40).term
 BITMAP = packing.bitmap(RNG, RNG.random(SHAPE) < 0.1, 8, 40).term
 OFFSETS = packing.offsets(RNG, RNG.random(SHAPE) < 0.1, 8, 40).term
 BLOCKS = packing.blocks(RNG, SHAPE, 64, 40).term
+WORDS = packing.trellis(RNG, SHAPE, 16, None, 128).term
 assert isinstance(DENSE, Dense)
+assert isinstance(WORDS, Dense)
+assert WORDS.table is not None
 assert isinstance(BITMAP, Sparse)
 assert isinstance(OFFSETS, Sparse)
 assert isinstance(BLOCKS, Sparse)
@@ -39,6 +42,7 @@ assert isinstance(BLOCKS, Sparse)
         (DENSE, {"width": 9}, "width must be 1 to 8"),
         (DENSE, {"width": "base4"}, "width must be 1 to 8"),
         (DENSE, {"width": "trellis", "per_word": 18}, "per_word must be 12, 16, 20"),
+        (WORDS, {"table": WORDS.table.sort().values}, "must be the first, negated"),
         (DENSE, {"group": 60}, "group must be a multiple of activation_group"),
         (DENSE, {"activation_group": 0}, "activation_group must be 1 to"),
         (BITMAP, {"starts": BITMAP.starts + 1}, "starts must begin with 0"),

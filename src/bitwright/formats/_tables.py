@@ -1,85 +1,65 @@
-"""Tables of the trellis code, one a rate: values int8 by window, trained on Gaussian numbers.
+"""Tables of the trellis code, one a rate: values int8 by the first six bits of a window, trained on Gaussian numbers.
 
-`STEPS` is the step of the values for numbers of standard deviation 1. Made by benchmarks/trellis_tables.py, with mean
-squared errors 0.0014 at 5.33 bits, 0.0063 at 4, 0.0175 at 3.2, 0.0351 at 2.67, 0.0572 at 2.29, 0.0810 at 2, 0.1367 at
-1.6, 0.1916 at 1.33, 0.2439 at 1.14 and 0.2908 at 1 bit (the best scalar code of 2 bits has 0.1175; none can have less
-than 4^-bits).
+The seventh bit turns the sign. `STEPS` is the step of the values for numbers of standard deviation 1. Made by
+benchmarks/trellis_tables.py, with mean squared errors 0.0014 at 5.33 bits, 0.0063 at 4, 0.0175 at 3.2, 0.0352 at 2.67,
+0.0567 at 2.29, 0.0806 at 2, 0.1362 at 1.6, 0.1911 at 1.33, 0.2431 at 1.14 and 0.2904 at 1 bit (the best scalar
+code of 2 bits has 0.1175; none can have less than 4^-bits).
 """
 
 from __future__ import annotations
 
 STEPS = {
-    12: 0.028700,
-    16: 0.027553,
-    20: 0.025905,
-    24: 0.024806,
-    28: 0.024386,
-    32: 0.023300,
-    40: 0.020944,
-    48: 0.019772,
-    56: 0.017916,
-    64: 0.017189,
+    12: 0.028430,
+    16: 0.027549,
+    20: 0.025525,
+    24: 0.025159,
+    28: 0.023927,
+    32: 0.023230,
+    40: 0.020440,
+    48: 0.019322,
+    56: 0.017923,
+    64: 0.016816,
 }
 
 TABLES = {
     12: (
-        "a62ff2def8fd247512079a0f28c8163a33e410e8d5ee0901c540e00cdbcec21a"
-        "d02220ffe304321e59f5cb2af0343c4a2dd9beec0b26d3143717e9f91cae0205"
-        "fe38cf252729e1e6c9c0f6ba2113182e110d00d703fa45da3edd1defb5d20888"
-        "d81be5ccf4ebdcf7dfd62b231551fc0a19f330d1eae20ef106e7ed35fb1f64c4"
+        "2b26ff0dcbe511dbe9f518fbe2eef2d621071d034c2ef8ae32159a42d17836cd"
+        "fc0f3013dcde2319ecc5d9f7f4b90ae45be1e6ea2802d43806d73f2df0cf3420"
     ),
     16: (
-        "f643d7f336dbdfee2c19ba0de9ce01fdcbd40e1a0526e7333de0ffdcf2ecf9b8"
-        "ef001c46233127f7deea0ae3d2f43914e5a7eb280b1f08d902f837d0150fc552"
-        "25f1d1321b4f3020fe102b3be4c2160cd6cc17c363e61d29093524fa2d3f1103"
-        "bd22f512fb18d5e1492ec604ddaef0ca1e06e29bc8fc75d313da58ed8807b3e8"
+        "b7d7fe081bf528111406e920c05ac9d0f9f1e118122a1e092e41d353b2e70323"
+        "0d21da3f33ed2cb9e4d1c627f60416fbdce60c1001de78d5c71565cf2535f21d"
     ),
     20: (
-        "ccfb19a42fc2e551f446650a032d1dd51b11fdf0e3390727e12810ed371c5dfa"
-        "f521ca300cd2a8de2901badaf20de71ae6dbeecdb32512feb8e4d31623493304"
-        "310f550045e222ef3df805c4d4b088ead7ecdf43f9027715189beb26c0dccf3c"
-        "08360b1ed6f6f3c6d8cbf7ff17e80e2a4fc72ee92013d90609142438e0f1fcb9"
+        "f288df0c2716fd021bd8bdfb36e9550dd02f12edc2ffdeaf471806e4ef37d520"
+        "5e07ce351adcf1ec08bcd648e1f61d2ee2ebaddb093cc323da0b19cdfc29f09a"
     ),
     24: (
-        "145aeec300d91d30fe11092af02b4415d2ec19022ce858d51203f2a0cd4126df"
-        "ca314708671aafe9d6d7bee417f9ed04f41bd035b80ae58827eb420ce018c4fa"
-        "05db2eef16f8ce1eb7f30ecf01e21c3b21fb0ddaf1402f0ff5bd9d542306e1cb"
-        "360bdc1fe6b9fd4e374c2413a8d107eae3c5fc77d82810f6e722d3f73ab2ff20"
+        "ec02d22f4f1e0fe410c1e9304ad4ee1f3b0c1be3d829c2fc0df6db242bebfb0e"
+        "da22f70718446031c813ffeae71ad936fdcba9500bef237820dfcd06f8bb419a"
     ),
     28: (
-        "c73dfd1d58d50de40725f226143bceef31f6d0122b0feac9b9f5dc3f38feadd7"
-        "1bd3b7f7d4ab600a46e30be5eb233713f31c0ed8e05cbffb16c432f8b6ddfa21"
-        "ffed41ba2410de9f2915da0205cb18ec11cde830e633031af92e56cadb177843"
-        "47081ee709f01f39e90620cc2afceec1d22ff10c00df224ed9018a19f4a02704"
+        "d3e33a051525d6feb106e92f23d2480f11e750d02bf4b7120116e1603d22cff8"
+        "61f918273badfddc1a203eed10f6df3932c80bec0926e4b6d83cfc1b880df2d7"
     ),
     32: (
-        "0131e310e1f708c859fc28bb9d03d83fc94c1eed6730e90e32e6c50906d32d3d"
-        "d4f812b2258ede021d27fddc26e40cf9f000c72cf3ca1635b417f1e539eeeb1c"
-        "29d6b3f64d13952bf4d0153a56cbf2194421e70a180f55c60baf14e2e02accfe"
-        "ec11463404d52eefc478df07fb2233d11adbffd7d2fab7f5e8523823b5050ddd"
+        "19cdfa3909b7ee2a0df236ea05cf35fd9a01c6e20b244de60c29ede359e11b07"
+        "c1ec250f2ce9d11022d0fc384111ebcee02d08a8d2f61c4fdafe27b518784e34"
     ),
     40: (
-        "f1fc21b65ef21dd493010dbd27e5205fd1e84a0c45d22204c4ebf41c4f25d306"
-        "a93ee60bb1022cdfd52aec0700bced28fb461bcd2dea081f4b0abe29ce13f5e0"
-        "5a09e235e32bf91423f8c939f319d6cf240eabee0337c6e40f3866e9f6a010d0"
-        "1ecb51f01578e12605c82efaba4411fdb9ffef3bda16e7a6f78b17ca12dd363c"
+        "3369c808e7042db3e1440d0be0f71aa025cefb680f45b9efc11c43fdc2ee3a01"
+        "e9dd0a35da2f0eeb510622c99dd7e2181b0c88dfc507ed39ec2410cafe4916cf"
     ),
     48: (
-        "fde22a9647f117d4aa0e1dc31fe31858dfaf600c2fdbff30c0f2ee154b13bb07"
-        "c148f30ac6002dd8e016e520069ce72e096921c844ed0ffe3f03bf2bc90bf9eb"
-        "5f10e841d334fc2924ecbd25e61eccf71928caeffb40b9f404384de9f8b008c2"
-        "12dc3df50578cd141add1be4a64923eacb01f03ed511e18bfab61cd90dda4a2c"
+        "14d9670c30e010cffca817dd1be73adcdf282ce444ffbbf909c7a3f8ea1a631e"
+        "500a0b88e82fcb0dc0fe4b1225bdfdde26e1e329055106b1c411f248abedeb2a"
     ),
     56: (
-        "3f5c15e0c30b25c82be69c0710d496fdefd2d53909d01126fa3cdbc1f536d922"
-        "f8923de312cc17fe2eacec1cf00e5abb30cd02a637ffed4efbd6d73427e431f1"
-        "e703d31e0dbede35e22068c4b90f0552181338e14b0cc5e889ea1a4f19dc23da"
-        "2ff2ee46f61dadf7bc781fdd28c2eb21bd166d06dfa13bf3610a1bf4bf24e94a"
+        "d83342f31ff230f1da4615d9b210e5182d2e01c5f954b4fc02d4a91c21caf740"
+        "7719ea88ec551dc4e2082bde06602fc813e6aa23cf17e047a6f6ef29c30c3eee"
     ),
     64: (
-        "17b718e021e1e4346f042edbd52a2fd246efde0d31881ed05af2f8c3e7669912"
-        "9cff27e563cbd92819241bd3f6d60b9d0030fbf113c4105b09441fe6ce23eb29"
-        "e85dc522df261ae205acd7392bede31cea084593c90ed82cbf54061116b82dc6"
-        "020cc049f3205cdcecddcf1d6714a30a01da470fc832d4fcb9feee3625e94abd"
+        "3521c2d304ab76150be1f75816ca960ac823d528d72211b9aa1c17d0dc2f0c78"
+        "06e008db6ce718b3fb4bc11348e30fcc1bc537da2ccfce1e33ec4ae6bb12d627"
     ),
 }

@@ -30,7 +30,8 @@ class Trellis:
     A word of 64 bits holds `per_word` columns of a row and is circular: 12, 16, 20, 24, 28, 32, 40, 48, 56 or 64 are
     5.33, 4, 3.2, 2.67, 2.29, 2, 1.6, 1.33, 1.14 and 1 bit a weight. Codes are windows; those of neighbouring columns
     overlap, so a word is coded as a whole (`step` columns). The bitshift trellis of QTIP (arXiv 2406.11235), with a
-    window and a tail short enough for vector registers, on weights as they are instead of rotated ones.
+    window and a tail short enough for vector registers, on weights as they are instead of rotated ones. The last bit
+    of a window turns the sign of its value.
     """
 
     kind: ClassVar[str] = "trellis"
@@ -168,8 +169,8 @@ class Trellis:
 @cache
 def _table(per_word: int) -> Tensor:
     """Codes by window, value + 128, uint8 [128]."""
-    signed = torch.frombuffer(bytearray.fromhex(TABLES[per_word]), dtype=torch.int8)
-    return (signed.to(torch.int16) + ZERO).to(torch.uint8)
+    half = torch.frombuffer(bytearray.fromhex(TABLES[per_word]), dtype=torch.int8).to(torch.int16)
+    return (torch.cat([half, -half]) + ZERO).to(torch.uint8)
 
 
 EXAMPLES = (

@@ -156,7 +156,8 @@ def _scaled(generator: torch.Generator) -> Dense:
 def _words(per_word: int, generator: torch.Generator) -> Dense:
     words = -(-COLUMNS // per_word)
     codes = _bytes(2 * words, generator).view(-1, words, 128)
-    table = torch.randint(0, 256, (128,), generator=generator, dtype=torch.uint8)
+    half = torch.randint(1, 256, (64,), generator=generator)
+    table = torch.cat([half, 256 - half]).to(torch.uint8)
     scales = _scales(-(-COLUMNS // GROUP), generator)
     return Dense(codes, "trellis", scales, None, -128.0, GROUP, GROUP, table=table, per_word=per_word)
 
