@@ -47,9 +47,6 @@ Matrix::Matrix(const std::vector<TermSource>& terms, int rows, int columns, cons
     source.where.empty() ? add_dense(source, term) : add_sparse(source, term);
     m.terms++;
   }
-  for (int i = 0; i < m.terms; i++)  // beside a bitmap, which few levels read in place, words are unpacked as well
-    if (m.term[i].kind == Kind::bitmap)
-      for (int k = 0; k < m.run_kinds; k++) m.runs[k].words = false;
   if (terms[0].rotated) rotate_inputs();
   place_scratch();
   if (bias) {

@@ -137,7 +137,6 @@ struct Policy {
   }
 
   static uint64_t mask(V index, int field) { return _cvtmask64_u64(_mm512_test_epi8_mask(index, all8(1 << field))); }
-  static V select(uint64_t mask) { return _mm512_maskz_mov_epi8(_cvtu64_mask64(mask), all8(1)); }
   static V expand(uint64_t mask, const uint8_t* values) {
     // The memory form of the expand is several times slower.
     return _mm512_maskz_expand_epi8(_cvtu64_mask64(mask), load_once(values));

@@ -23,19 +23,15 @@ template <class P> void unpack_base3(const uint8_t* unit, int units, uint8_t* ou
 // Codes of the selected columns, zero elsewhere, and behind them a plane of ones where a column is selected.
 template <class P> void unpack_bitmap(const Term& t, const uint8_t* unit, uint8_t* out, Cursor& at) {
   const V<P> index = P::load(unit);
+  unpack_fields<P, 1>(unit, 1, out + t.plane);
   for (int f = 0; f < 8; f++, out += kVector) {
     uint64_t mask = P::mask(index, f);
     if constexpr (P::expands) {
       P::store(out, P::expand(mask, at));
-      P::store(out + t.plane, P::select(mask));
       at += __builtin_popcountll(mask);
     } else {
-      P::store(out, P::zero()), P::store(out + t.plane, P::zero());
-      for (; mask; mask &= mask - 1) {
-        const int i = __builtin_ctzll(mask);
-        out[i] = *at++;
-        out[t.plane + i] = 1;
-      }
+      P::store(out, P::zero());
+      for (; mask; mask &= mask - 1) out[__builtin_ctzll(mask)] = *at++;
     }
   }
 }
@@ -225,6 +221,7 @@ void multiply_matrix(const MatrixView& m, const Activations* x, int blocks, int 
 template <class P>
 void multiply(const MatrixView& m, const Activations* x, int blocks, int first, int last, float* y, size_t stride,
               uint8_t* scratch) {
+  static_assert(!P::strides || (P::expands && P::dots_words), "all is multiplied in place where activations lie for that");
   bool in_place = blocks == 1 && x->tokens == 1;
   for (int i = 0; i < m.terms; i++) {
     const Kind kind = m.term[i].kind;

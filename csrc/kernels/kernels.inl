@@ -3,9 +3,9 @@
 // P names the types V (64 bytes or 16 int32) and F (16 floats) and has
 //   bytes     load load_once store all8 both srl sll merge zero
 //   products  quad, dot_wide, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>; `tokens` of a block, which go
-//             through one of the `tiles` at a time, half of them through two; there and with `expands` dot
+//             through one of the `tiles` at a time, half of them through two; there dot
 //   tables    table16 look16; `looks_up`, `dots_words` (codebooks too are multiplied in place), `strides`, see trellis.inl
-//   sparse    gather; mask; where `expands` is true also expand select, and one token of a bitmap needs no unpacking
+//   sparse    gather; mask; where `expands` is true also expand, and one token of a bitmap needs no unpacking
 //   floats    to_float half all mul sum less loadf storef store_some amax round; larger largest digits7 butterflies16 for attention
 
 template <class P> using V = typename P::V;
@@ -66,6 +66,16 @@ inline Cursor first_value(const Term& t, int tile, uint8_t* scratch) {
   for (int i = 0; i < count; i++) out[2 * i] = from[i] & 15, out[2 * i + 1] = from[i] >> 4;
   return out + first % 2;
 }
+
+// Of eight neighbouring bytes the ones that a mask selects: which value goes to each, 255 where none does.
+struct Places {
+  uint8_t of[256][8];
+  constexpr Places() : of() {
+    for (int mask = 0; mask < 256; mask++)
+      for (int i = 0, count = 0; i < 8; i++) of[mask][i] = uint8_t(mask >> i & 1 ? count++ : 255);
+  }
+};
+static constexpr Places places{};
 
 // Calls visit(run position, unit) for the units of group g; a bitmap's cursor is put back where groups share a unit.
 template <class Visit> inline void each_unit(const MatrixView& m, const Term& t, int g, Cursor& at, Visit visit) {

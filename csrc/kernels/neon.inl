@@ -10,7 +10,7 @@ struct Policy {
     float32x4_t r[4];
   };
   static constexpr int tokens = 4, tiles = 1;
-  static constexpr bool expands = false, looks_up = true, dots_words = true, strides = true;
+  static constexpr bool expands = true, looks_up = true, dots_words = true, strides = true;
 
   template <class Each> static V each(Each part) { return {{part(0), part(1), part(2), part(3)}}; }
   template <class Each> static F floats(Each part) { return {{part(0), part(1), part(2), part(3)}}; }
@@ -173,6 +173,16 @@ struct Policy {
     store(bytes, index);
     for (int i = 0; i < kVector; i++) m |= uint64_t(bytes[i] >> field & 1) << i;
     return m;
+  }
+
+  // Values go where the mask is set, eight bytes at a time.
+  static V expand(uint64_t mask, const uint8_t* values) {
+    uint8x8_t eight[8];
+    for (int i = 0; i < 8; i++, mask >>= 8) {
+      eight[i] = vtbl1_u8(vld1_u8(values), vld1_u8(places.of[mask & 255]));
+      values += __builtin_popcountll(mask & 255);
+    }
+    return each([&](int i) { return vcombine_u8(eight[2 * i], eight[2 * i + 1]); });
   }
 
   static F to_float(V v) { return floats([&](int i) { return vcvtq_f32_s32(s32(v.r[i])); }); }

@@ -88,7 +88,7 @@ template <class P> struct DotBitmap {
 #pragma GCC unroll 8
     for (int f = 0; f < 8; f++) {
       const uint64_t mask = P::mask(v, f);
-      a[f % 4] = P::dot_quad(a[f % 4], P::expand(mask, at), q + 4 * f);
+      a[f % 4] = P::dot_wide(a[f % 4], P::expand(mask, at), P::quad(q + 4 * f));
       at += __builtin_popcountll(mask);
     }
     selected.add(index, q);

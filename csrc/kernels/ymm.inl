@@ -8,7 +8,7 @@ struct Ymm {
     __m256 low, high;
   };
   static constexpr int tokens = 4, tiles = 1;
-  static constexpr bool expands = false, looks_up = true, dots_words = true, strides = true;
+  static constexpr bool expands = true, looks_up = true, dots_words = true, strides = true;
 
   static V load(const void* p) {
     const auto* v = static_cast<const __m256i*>(p);
@@ -119,6 +119,20 @@ struct Ymm {
     const __m256i bit = _mm256_set1_epi8(char(1 << field));
     const auto half = [&](__m256i v) { return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit))); };
     return half(index.low) | uint64_t(half(index.high)) << 32;
+  }
+
+  // Values go where the mask is set, eight bytes at a time.
+  static V expand(uint64_t mask, const uint8_t* values) {
+    __m128i eight[8];
+    for (int i = 0; i < 8; i++, mask >>= 8) {
+      const auto at = [](const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); };
+      eight[i] = _mm_shuffle_epi8(at(values), at(places.of[mask & 255]));
+      values += __builtin_popcountll(mask & 255);
+    }
+    const auto half = [&](int i) {
+      return _mm256_set_m128i(_mm_unpacklo_epi64(eight[i + 2], eight[i + 3]), _mm_unpacklo_epi64(eight[i], eight[i + 1]));
+    };
+    return {half(0), half(4)};
   }
 
   static V plus(V a, V b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }

@@ -23,7 +23,15 @@ SHAPES = [
     (36, 1300, 64, 64),  # three stretches of columns
 ]
 TRELLIS = ("trellis12", "trellis16", "trellis20", "trellis24", "trellis28", "trellis40", "trellis64")
-SPARSE = ("binary+bitmap8", "base3+bitmap4", "planes+offsets", "base3+64", "binary+128", "trellis64+64", "trellis20+bitmap8")
+SPARSE = (
+    "binary+bitmap8",
+    "base3+bitmap4",
+    "planes+offsets",
+    "base3+64",
+    "binary+128",
+    "trellis64+64",
+    "trellis20+bitmap8",
+)
 KINDS = [*range(1, 9), "base3", *TRELLIS, *SPARSE]
 TOKENS = (1, 2, 3, 5, 17, 33, 70)
 

@@ -23,7 +23,7 @@ def frontier(
     data: Annotated[
         list[Path] | None, typer.Option(help="Calibration text (.txt, .jsonl, .gz), repeatable; default: own samples.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 20_480,
+    tokens: Annotated[int | None, typer.Option(help="Calibration tokens; default: 20480.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of one calibration sequence; 512 by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of the calibration text.")] = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="PART.FIELD=VALUE", help="Repeatable.")] = None,

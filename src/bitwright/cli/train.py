@@ -27,7 +27,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PART.FIELD=VALUE", help="Of the recipe, or training.FIELD=VALUE; repeatable."),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Calibration tokens of the start.")] = 20_480,
+    tokens: Annotated[int | None, typer.Option(help="Calibration tokens of the start; default: 20480.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the text.")] = 0,
     threads: Threads = None,
     json: Json = False,
