@@ -15,7 +15,7 @@ constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; 
 
 size_t run_bytes(const MatrixView& m, int kind, int tokens) {
   const size_t unit = m.runs[kind].words ? round_up(m.runs[kind].unit, 8) : m.runs[kind].unit;
-  return round_up(size_t(m.runs[kind].start[m.groups]) * unit * tokens, kVector) + kVector;
+  return round_up(size_t(m.runs[kind].of[m.groups].start) * unit * tokens, kVector) + kVector;
 }
 
 // The first run kind whose activations are multiplied by the same vector: they share codes, scales and sums.
@@ -29,7 +29,7 @@ int first_alike(const MatrixView& m, int kind) {
 void beside(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t row, int tokens, int8_t* out) {
   for (int g = 0; g < m.groups; g++) {
     const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(row);
-    for (int unit = runs.first[g], n = runs.start[g + 1] - runs.start[g]; n; n--, unit++) {
+    for (int unit = runs.of[g].first, n = runs.of[g].count; n; n--, unit++) {
       const int first = unit * runs.unit, begin = std::max(first, from), end = std::min(first + runs.unit, to);
       for (int t = 0; t < tokens; t++, out += runs.unit) {
         std::memset(out, 0, size_t(runs.unit));
@@ -54,7 +54,7 @@ void order_strided(const MatrixView& m, const Runs& runs, const int8_t* row, siz
   const int places = int(round_up(runs.unit, 8)), *order = kOrders.column[runs.unit / 4];
   for (int g = 0; g < m.groups; g++) {
     const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(bytes);
-    for (int unit = runs.first[g], n = runs.start[g + 1] - runs.start[g]; n; n--, unit++, out += places) {
+    for (int unit = runs.of[g].first, n = runs.of[g].count; n; n--, unit++, out += places) {
       const int first = unit * runs.unit;
       const bool whole = first >= from && first + runs.unit <= to;
       for (int i = 0; i < places; i++) {
@@ -68,14 +68,14 @@ void order_strided(const MatrixView& m, const Runs& runs, const int8_t* row, siz
 // Codes of one run kind from rows [tokens][row], whose bytes past the last column are zero.
 void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t row, int tokens, int8_t* out) {
   if (tokens == 1 && m.group % runs.unit == 0) {
-    std::memcpy(out, rows, size_t(runs.start[m.groups]) * runs.unit);
+    std::memcpy(out, rows, size_t(runs.of[m.groups].start) * runs.unit);
     return;
   }
   if (runs.gathered) return beside(m, runs, rows, row, tokens, out);
   for (int g = 0; g < m.groups; g++) {
     const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(row);
-    const int units = runs.start[g + 1] - runs.start[g];
-    for (int c = runs.first[g] * runs.unit; c < (runs.first[g] + units) * runs.unit; c += 4, out += 4 * tokens) {
+    const int units = runs.of[g].count;
+    for (int c = runs.of[g].first * runs.unit; c < (runs.of[g].first + units) * runs.unit; c += 4, out += 4 * tokens) {
       if (c >= from && c + 4 <= to) {
         const int8_t* in = rows + c;
         for (int t = 0; t < tokens; t++, in += row) std::memcpy(out + 4 * t, in, 4);

@@ -232,17 +232,16 @@ const float* Matrix::inputs_of(const Array& a) {
 
 int Matrix::runs_of(int unit, const float* inputs, bool gathered, bool words) {
   MatrixView& m = view_;
-  const Runs wanted = {unit, gathered, words, inputs, nullptr, nullptr};
+  const Runs wanted = {unit, gathered, words, inputs, nullptr};
   for (int i = 0; i < m.run_kinds; i++)
     if (same_order(m.runs[i], wanted)) return i;
-  std::vector<int>& first = tables_.emplace_back(m.groups);
-  std::vector<int>& start = tables_.emplace_back(m.groups + 1);
+  std::vector<Run>& runs = kinds_.emplace_back(m.groups + 1);
   for (int g = 0; g < m.groups; g++) {
     const int from = g * m.group, to = std::min(from + m.group, m.columns);
-    first[g] = from / unit;
-    start[g + 1] = start[g] + parts(to, unit) - first[g];
+    runs[g].first = from / unit, runs[g].count = parts(to, unit) - runs[g].first;
+    runs[g + 1].start = runs[g].start + runs[g].count;
   }
-  m.runs[m.run_kinds] = {unit, gathered, words, inputs, first.data(), start.data()};
+  m.runs[m.run_kinds] = {unit, gathered, words, inputs, runs.data()};
   return m.run_kinds++;
 }
 
@@ -262,7 +261,7 @@ void Matrix::place_scratch() {
     const Runs& runs = m.runs[t.runs];
     int units = 0;
     for (int g = 0; g < m.groups; g += m.stretch)
-      units = std::max(units, runs.start[std::min(g + m.stretch, m.groups)] - runs.start[g]);
+      units = std::max(units, runs.of[std::min(g + m.stretch, m.groups)].start - runs.of[g].start);
     t.plane = size_t(units) * runs.unit * kLanes;
     t.nibbles = t.plane * (t.values ? 2 : 1);
     size_t most = 0;

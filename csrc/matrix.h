@@ -68,6 +68,7 @@ class Matrix {
   size_t bytes_ = 0;
   std::vector<Memory<>> memory_;
   std::deque<std::vector<int>> tables_;
+  std::deque<std::vector<Run>> kinds_;
   std::vector<std::pair<const uint8_t*, const float*>> inputs_;  // given and converted
 };
 

@@ -50,8 +50,8 @@ template <class P> void unpack_dense(const MatrixView& m, const Term& t, int til
   const Runs& runs = m.runs[t.runs];
   const Unpack go = t.kind == Kind::base3 ? unpack_base3<P> : fields[t.bits];
   for (int g = g0; g < g1; g++) {
-    const int units = runs.start[g + 1] - runs.start[g];
-    const uint8_t* unit = t.codes + (size_t(tile) * t.units + runs.first[g]) * t.unit_bytes;
+    const int units = runs.of[g].count;
+    const uint8_t* unit = t.codes + (size_t(tile) * t.units + runs.of[g].first) * t.unit_bytes;
     if (t.kind == Kind::trellis) unpack_words<P>(t, unit, units, out);
     else if (t.kind == Kind::codebook) unpack_codebook<P>(t, unit, units, out);
     else go(unit, units, out);
@@ -72,13 +72,13 @@ template <class P> void unpack(const MatrixView& m, const Term& t, int tile, int
 template <class P, int N, class Dot>
 void gather_groups(const MatrixView& m, const Term& t, const Activations& x, int tile, int g0, int g1, float* f) {
   const Runs& runs = m.runs[t.runs];
-  const int8_t* q = x.codes[t.runs] + size_t(runs.start[g0]) * Dot::columns * x.tokens;
+  const int8_t* q = x.codes[t.runs] + size_t(runs.of[g0].start) * Dot::columns * x.tokens;
   const float* scale_x = x.scale[t.runs] + g0 * x.tokens;
   F<P> scale[N], min[N];
   for (int i = 0; i < N; i++) Affine(t, tile + i).at<P>(0, 0, scale[i], min[i]);  // one of a row
   for (int g = g0; g < g1; g++, scale_x += x.tokens) {
-    const int units = runs.start[g + 1] - runs.start[g];
-    const size_t from = (size_t(tile) * t.units + runs.first[g]) * kVector, apart = size_t(t.units) * kVector;
+    const int units = runs.of[g].count;
+    const size_t from = (size_t(tile) * t.units + runs.of[g].first) * kVector, apart = size_t(t.units) * kVector;
     for (int j = 0; j < x.tokens; j++)
 #pragma GCC unroll 2
       for (int i = 0; i < N; i++) {
@@ -125,11 +125,11 @@ void product_groups(const MatrixView& m, const Term& t, const Activations& x, in
   const Runs& runs = m.runs[t.runs];
   const Affine scales(t, tile);
   const int tokens = N == 1 ? T : x.tokens;
-  const int8_t* q = x.codes[t.runs] + size_t(runs.start[g0]) * runs.unit * tokens;
+  const int8_t* q = x.codes[t.runs] + size_t(runs.of[g0].start) * runs.unit * tokens;
   const float *scale_x = x.scale[t.runs] + g0 * tokens, *sum_x = x.sum[t.runs] + g0 * tokens;
   const bool wide = t.bits > 4 || t.kind == Kind::codebook;
   for (int g = g0; g < g1; g++, scale_x += tokens, sum_x += tokens) {
-    const int quads = (runs.start[g + 1] - runs.start[g]) * (runs.unit / 4);
+    const int quads = runs.of[g].count * (runs.unit / 4);
     F<P> scale[N], min[N];
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) {
@@ -185,9 +185,9 @@ void multiply_tiles(const MatrixView& m, const Activations* x, int blocks, int t
       const Runs& runs = m.runs[t.runs];
       for (int n = 0; n < N; n++) {
         if (t.kind != Kind::nm) unpack<P>(m, t, tile + n, g0, g1, scratch + n * m.scratch, at[n]);
-        next[n].at = t.codes + (size_t(tile + N + n) * t.units + runs.first[g0]) * t.unit_bytes;
+        next[n].at = t.codes + (size_t(tile + N + n) * t.units + runs.of[g0].first) * t.unit_bytes;
       }
-      const int bytes = (runs.start[g1] - runs.start[g0]) * t.unit_bytes, lines = bytes / kVector / (blocks * (g1 - g0)) + 1;
+      const int bytes = (runs.of[g1].start - runs.of[g0].start) * t.unit_bytes, lines = bytes / kVector / (blocks * (g1 - g0)) + 1;
       float* out = y;
       for (int b = 0; b < blocks; out += x[b].used * stride, b++) {
         const int tokens = x[b].tokens < most ? x[b].tokens : most;

@@ -80,13 +80,13 @@ static constexpr Places places{};
 // Calls visit(run position, unit) for the units of group g; a bitmap's cursor is put back where groups share a unit.
 template <class Visit> inline void each_unit(const MatrixView& m, const Term& t, int g, Cursor& at, Visit visit) {
   const Runs& runs = m.runs[t.runs];
-  const int count = runs.start[g + 1] - runs.start[g], first = runs.first[g];
+  const int count = runs.of[g].count, first = runs.of[g].first;
   Cursor before = at;
   for (int i = 0; i < count; i++) {
     before = at;
-    visit(runs.start[g] + i, first + i);
+    visit(runs.of[g].start + i, first + i);
   }
-  if (g + 1 < m.groups && runs.first[g + 1] == first + count - 1) at = before;
+  if (g + 1 < m.groups && runs.of[g + 1].first == first + count - 1) at = before;
 }
 
 #include "trellis.inl"

@@ -30,7 +30,7 @@ struct Nothing {
 // f[i] of N neighbouring tiles gets all groups of a term added.
 template <class P, class Dot, int N, class More = Nothing>
 inline void add_dense(const MatrixView& m, const Term& t, const Activations& x, int tile, F<P>* f, More more = {}) {
-  const int *first = m.runs[t.runs].first, *start = m.runs[t.runs].start;
+  const Run* run = m.runs[t.runs].of;
   const float *scale_x = x.scale[t.runs], *sum_x = x.sum[t.runs];
   const size_t tile_bytes = size_t(t.units) * Dot::bytes;
   const uint8_t* codes = t.codes + tile * tile_bytes;
@@ -40,18 +40,17 @@ inline void add_dense(const MatrixView& m, const Term& t, const Activations& x, 
   constexpr int level = N == 1 ? 3 : 2;  // of cache; what is needed only after this tile would be in the way in the first
   const Affine affine_of(t, tile);
   for (int g = 0; g < m.groups; g++) {
-    const uint8_t* unit = codes + size_t(first[g]) * Dot::bytes;
+    const uint8_t* unit = codes + size_t(run[g].first) * Dot::bytes;
     Dot dot[N];
     for (Dot& d : dot) begin(d, t);
-    for (int n = start[g + 1] - start[g]; n; n--, unit += Dot::bytes, q += Dot::columns) {
-      more.line();
+    for (int n = run[g].count; n; n--, unit += Dot::bytes, q += Dot::columns)
 #pragma GCC unroll 2
       for (int i = 0; i < N; i++) {
 #pragma GCC unroll 8
         for (int line = 0; line < Dot::bytes; line += kVector) __builtin_prefetch(unit + i * tile_bytes + ahead + line, 0, level);
+        more.line();
         dot[i].add(unit + i * tile_bytes, q);
       }
-    }
 #pragma GCC unroll 2
     for (int i = 0; i < N; i++) {
       F<P> scale, min;
@@ -119,7 +118,7 @@ template <class P, int Block, bool One> struct DotBlocks {
 // Calls go with the dot product of an n:m term.
 template <class P, class Go> inline void with_blocks(const MatrixView& m, const Term& t, Go go) {
   const Runs& runs = m.runs[t.runs];
-  const bool one = runs.start[m.groups] == m.groups;
+  const bool one = runs.of[m.groups].start == m.groups;
   if (runs.unit == 64) return one ? go(DotBlocks<P, 64, true>{}) : go(DotBlocks<P, 64, false>{});
   return one ? go(DotBlocks<P, 128, true>{}) : go(DotBlocks<P, 128, false>{});
 }
@@ -127,7 +126,7 @@ template <class P, class Go> inline void with_blocks(const MatrixView& m, const 
 // `at` is put back where groups share a unit.
 template <class P>
 inline void add_bitmap(const MatrixView& m, const Term& t, const Activations& x, int tile, Cursor at, F<P>* f) {
-  const int *first = m.runs[t.runs].first, *start = m.runs[t.runs].start;
+  const Run* run = m.runs[t.runs].of;
   const float* scale_x = x.scale[t.runs];
   const uint8_t* codes = t.codes + size_t(tile) * t.units * kVector;
   const int8_t* q = x.codes[t.runs];
@@ -136,12 +135,12 @@ inline void add_bitmap(const MatrixView& m, const Term& t, const Activations& x,
   for (int g = 0; g < m.groups; g++) {
     DotBitmap<P> dot;
     Cursor before = at;
-    int unit = first[g];
-    for (int n = start[g + 1] - start[g]; n; n--, unit++, q += dot.columns) {
+    int unit = run[g].first;
+    for (int n = run[g].count; n; n--, unit++, q += dot.columns) {
       before = at;
       dot.add(codes + size_t(unit) * kVector, q, at);
     }
-    if (g + 1 < m.groups && first[g + 1] < unit) at = before;
+    if (g + 1 < m.groups && run[g + 1].first < unit) at = before;
     const F<P> part = affine<P>(scale, min, dot.total(), P::to_float(dot.sum()));
     *f = P::sum(*f, P::mul(P::all(scale_x[g]), part));
   }
@@ -149,7 +148,7 @@ inline void add_bitmap(const MatrixView& m, const Term& t, const Activations& x,
 
 template <class P, class Dot>
 inline void add_blocks(const MatrixView& m, const Term& t, const Activations& x, int tile, F<P>* f) {
-  const int *first = m.runs[t.runs].first, *start = m.runs[t.runs].start;
+  const Run* run = m.runs[t.runs].of;
   const float* scale_x = x.scale[t.runs];
   const uint8_t* codes = t.codes + size_t(tile) * t.units * kVector;
   const uint8_t* values = t.values + size_t(tile) * t.units * kVector;
@@ -158,9 +157,9 @@ inline void add_blocks(const MatrixView& m, const Term& t, const Activations& x,
   Affine(t, tile).at<P>(0, 0, scale, min);  // one of a row
 #pragma GCC unroll 4
   for (int g = 0; g < m.groups; g++) {
-    const size_t unit = size_t(first[g]) * kVector;
+    const size_t unit = size_t(run[g].first) * kVector;
     Dot dot;
-    dot.add(codes + unit, values + unit, q + start[g] * Dot::columns, Dot::columns, start[g + 1] - start[g]);
+    dot.add(codes + unit, values + unit, q + run[g].start * Dot::columns, Dot::columns, run[g].count);
     const F<P> part = affine<P>(scale, min, dot.a, P::to_float(dot.ones));
     *f = P::sum(*f, P::mul(P::all(scale_x[g]), part));
   }

@@ -21,17 +21,20 @@ constexpr int kDots = 12;          // products of one round of `dots`
 constexpr int kMostMixed = 512;       // columns of a block of a rotation at most
 constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 
-// Columns are walked in units: 32 of a field plane or bitmap, 20 of a base-3 plane, one block of an n:m plane.
-// Activation group g covers units first[g], first[g] + 1, ... of run positions start[g] to start[g + 1]. A unit that two
-// groups share is in both runs, and in each run the activations of the other group are zero.
+// The units of one activation group: `count` from `first` on, whose activations start behind those of `start` units.
+struct Run {
+  int first, start, count;
+};
+
+// Columns are walked in units: 32 of a field plane or bitmap, 20 of a base-3 plane, one block of an n:m plane. A unit that two
+// groups share is in the runs of both, and in each of them the activations of the other group are zero.
 // Activations of a block lie quad by quad, those of all tokens beside each other, or where they are gathered from token by token.
 // Those of a single token for words, at levels that rotate words, lie in the order of `strided_column`.
 struct Runs {
   int unit;
   bool gathered, words;
   const float* inputs;  // [columns]: activations are multiplied by it before they become codes; null: they are not
-  const int* first;  // [groups]
-  const int* start;  // [groups + 1]
+  const Run* of;  // [groups + 1]; behind the last, the start tells how many there are
 };
 
 enum class Kind { fields, codebook, base3, trellis, bitmap, nm };
