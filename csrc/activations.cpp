@@ -14,7 +14,7 @@ constexpr size_t kWidestUnit = 128;  // columns of any run kind's units
 constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 size_t run_bytes(const MatrixView& m, int kind, int tokens) {
-  const size_t unit = m.runs[kind].words ? round_up(m.runs[kind].unit, 8) : m.runs[kind].unit;
+  const size_t unit = m.runs[kind].order == Order::words ? round_up(m.runs[kind].unit, 8) : m.runs[kind].unit;
   return round_up(size_t(m.runs[kind].of[m.groups].start) * unit * tokens, kVector) + kVector;
 }
 
@@ -71,7 +71,7 @@ void interleave(const MatrixView& m, const Runs& runs, const int8_t* rows, size_
     std::memcpy(out, rows, size_t(runs.of[m.groups].start) * runs.unit);
     return;
   }
-  if (runs.gathered) return beside(m, runs, rows, row, tokens, out);
+  if (runs.order == Order::gathered) return beside(m, runs, rows, row, tokens, out);
   for (int g = 0; g < m.groups; g++) {
     const int from = g * m.group, to = g + 1 < m.groups ? from + m.group : int(row);
     const int units = runs.of[g].count;
@@ -152,7 +152,7 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
     const bool alone = size_ == 1 && tokens == 1;  // then words are multiplied in place
     for (int i = kind; i < m.run_kinds; i++) {
       if (m.runs[i].inputs != inputs) continue;
-      if (alone && m.runs[i].words && level.strides) order_strided(m, m.runs[i], rows.get(), row, block.codes[i]);
+      if (alone && m.runs[i].order == Order::words && level.strides) order_strided(m, m.runs[i], rows.get(), row, block.codes[i]);
       else interleave(m, m.runs[i], rows.get(), row, tokens, block.codes[i]);
     }
   }

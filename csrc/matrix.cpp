@@ -89,12 +89,13 @@ void Matrix::add_words(const TermSource& source, Term& t) {
   const int n = source.per_word;
   require(has_kernel(n), "per_word must be 12, 16, 20, 24, 28, 32, 40, 48, 56 or 64");
   t.kind = Kind::trellis, t.bits = 8, t.per_word = n;
-  t.runs = runs_of(n, inputs_of(source.inputs), false, true);
+  t.runs = runs_of(n, inputs_of(source.inputs), Order::words);
   t.units = parts(m.columns, n), t.unit_bytes = kLanes * kWordBytes;
   require_shape(source.codes, "codes", {size_t(m.tiles), size_t(t.units), size_t(t.unit_bytes)});
   require_shape(source.table, "table", {kStates});
   for (int i = 0; i < kStates / 2; i++)
-    require(source.table.data[i] + source.table.data[i + kStates / 2] == 256, "the second half of a table must be the first, negated");
+    require(source.table.data[i] + source.table.data[i + kStates / 2] == 256,
+            "the second half of a table must be the first, negated");
   t.codes = hold(source.codes), t.table = hold(source.table);
 }
 
@@ -121,7 +122,7 @@ void Matrix::add_sparse(const TermSource& source, Term& t) {
   if (source.where == "nm") {
     require(source.block == 64 || source.block == 128, "block must be 64 or 128");
     require(t.bits == 8, "values of \"nm\" must have 8 bits");
-    t.kind = Kind::nm, t.runs = runs_of(source.block, nullptr, true);
+    t.kind = Kind::nm, t.runs = runs_of(source.block, nullptr, Order::gathered);
     t.units = parts(m.columns, source.block), t.unit_bytes = kVector;
     const std::vector<size_t> shape = {size_t(m.tiles), size_t(t.units), kVector};
     require_shape(source.codes, "index", shape);
@@ -230,9 +231,9 @@ const float* Matrix::inputs_of(const Array& a) {
   return scales;
 }
 
-int Matrix::runs_of(int unit, const float* inputs, bool gathered, bool words) {
+int Matrix::runs_of(int unit, const float* inputs, Order order) {
   MatrixView& m = view_;
-  const Runs wanted = {unit, gathered, words, inputs, nullptr};
+  const Runs wanted = {unit, order, inputs, nullptr};
   for (int i = 0; i < m.run_kinds; i++)
     if (same_order(m.runs[i], wanted)) return i;
   std::vector<Run>& runs = kinds_.emplace_back(m.groups + 1);
@@ -241,7 +242,7 @@ int Matrix::runs_of(int unit, const float* inputs, bool gathered, bool words) {
     runs[g].first = from / unit, runs[g].count = parts(to, unit) - runs[g].first;
     runs[g + 1].start = runs[g].start + runs[g].count;
   }
-  m.runs[m.run_kinds] = {unit, gathered, words, inputs, runs.data()};
+  m.runs[m.run_kinds] = {unit, order, inputs, runs.data()};
   return m.run_kinds++;
 }
 

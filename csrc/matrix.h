@@ -35,7 +35,7 @@ struct TermSource {
 
 // Whether activations are the same, in the same order, for matrices of the same columns and groups.
 inline bool same_order(const Runs& a, const Runs& b) {
-  return a.unit == b.unit && a.gathered == b.gathered && a.words == b.words && a.inputs == b.inputs;
+  return a.unit == b.unit && a.order == b.order && a.inputs == b.inputs;
 }
 
 class Matrix {
@@ -57,7 +57,7 @@ class Matrix {
   void add_scales(const TermSource& source, Term& term, int groups);
   void bitmap_of_offsets(const TermSource& source, Term& term);
   void keep_tail(Term& term, size_t value_bytes);
-  int runs_of(int unit, const float* inputs, bool gathered = false, bool words = false);
+  int runs_of(int unit, const float* inputs, Order order = Order::quads);
   const float* inputs_of(const Array& inputs);
   void rotate_inputs();
   void place_scratch();

@@ -26,13 +26,15 @@ struct Run {
   int first, start, count;
 };
 
+// How activations of a block lie: quad by quad, those of all tokens beside each other; token by token, where n:m terms gather
+// them; as quads, but for a single token at levels that rotate words as in `strided_column`.
+enum class Order { quads, gathered, words };
+
 // Columns are walked in units: 32 of a field plane or bitmap, 20 of a base-3 plane, one block of an n:m plane. A unit that two
 // groups share is in the runs of both, and in each of them the activations of the other group are zero.
-// Activations of a block lie quad by quad, those of all tokens beside each other, or where they are gathered from token by token.
-// Those of a single token for words, at levels that rotate words, lie in the order of `strided_column`.
 struct Runs {
   int unit;
-  bool gathered, words;
+  Order order;
   const float* inputs;  // [columns]: activations are multiplied by it before they become codes; null: they are not
   const Run* of;  // [groups + 1]; behind the last, the start tells how many there are
 };
