@@ -122,11 +122,11 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
   if (capacity < row * tokens) rows = allocate<int8_t>(capacity = row * tokens);
   static thread_local std::vector<float> scaled, rotated;
   scaled.resize(m.columns);
-  if (m.rotation) {
+  if (m.rotation.factors) {
     rotated.resize(size_t(m.columns) * block.used);
     for (int t = 0; t < block.used; t++) {
       const float* from = x + size_t(b * level.tokens + t) * stride;
-      mix(level, from, m.rotation, nullptr, m.columns, m.mixed, rotated.data() + size_t(t) * m.columns);
+      mix(level, from, m.rotation.factors, nullptr, m.rotation, rotated.data() + size_t(t) * m.columns);
     }
   }
   for (int kind = 0; kind < m.run_kinds; kind++) {
@@ -135,7 +135,7 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
     for (int t = 0; t < tokens; t++) {
       std::memset(rows.get() + t * row + m.columns, 0, row - m.columns);
       if (t >= block.used) std::memset(rows.get() + t * row, 0, m.columns);
-      const float* source = m.rotation ? rotated.data() + size_t(t) * m.columns : x + size_t(b * level.tokens + t) * stride;
+      const float* source = m.rotation.factors ? rotated.data() + size_t(t) * m.columns : x + size_t(b * level.tokens + t) * stride;
       if (inputs && t < block.used) {
         for (int k = 0; k < m.columns; k++) scaled[k] = source[k] * inputs[k];
         source = scaled.data();

@@ -150,19 +150,24 @@ nb::tuple quantize(const Rows& x, int group) {
 }
 
 using Factors = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Square = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-auto mix_rows(const Rows& x, std::optional<Factors> before, std::optional<Factors> after, int block) {
+auto mix_rows(const Rows& x, std::optional<Factors> before, std::optional<Factors> after, int block,
+              std::optional<Square> across) {
   const size_t rows = x.shape(0), columns = x.shape(1);
   if (block < 1 || block > kMostMixed || (block & (block - 1)) || columns % block)
     throw nb::value_error("block must be a power of two up to 512 that divides the columns");
   for (const auto& factors : {before, after})
     if (factors && factors->shape(0) != columns) throw nb::value_error("there must be one factor a column");
+  if (across && (across->shape(0) != columns / block || across->shape(1) != columns / block))
+    throw nb::value_error("across must have a row and a column for every block");
   Memory<float> y = allocate<float>(rows * columns);
   {
     nb::gil_scoped_release released;
     const float *first = before ? before->data() : nullptr, *last = after ? after->data() : nullptr;
+    const Rotation rotation = {nullptr, across ? across->data() : nullptr, int(columns), block};
     for (size_t i = 0; i < rows; i++)
-      mix(level(), x.data() + i * columns, first, last, int(columns), block, y.get() + i * columns);
+      mix(level(), x.data() + i * columns, first, last, rotation, y.get() + i * columns);
   }
   return owned_array(std::move(y), {rows, columns});
 }
@@ -235,7 +240,7 @@ NB_MODULE(_core, module) {
              nb::arg("sharpness"));
   module.def("ceilings", &ceilings, nb::arg("bytes"), nb::arg("threads") = 0);
   module.def("mix", &mix_rows, nb::arg("x").noconvert(), nb::arg("before").noconvert().none(),
-             nb::arg("after").noconvert().none(), nb::arg("block"));
+             nb::arg("after").noconvert().none(), nb::arg("block"), nb::arg("across").noconvert().none());
   module.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("group"));
   nb::class_<PyMatrix>(module, "Matrix")
       .def(nb::init<nb::sequence, int, int, nb::object>(), nb::arg("terms"), nb::arg("rows"), nb::arg("cols"),

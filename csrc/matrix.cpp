@@ -247,10 +247,14 @@ int Matrix::runs_of(int unit, const float* inputs, Order order) {
 }
 
 void Matrix::rotate_inputs() {
-  const std::vector<float> factors = rotation_factors(view_.columns);
-  float* held = own<float>(factors.size());
-  std::copy(factors.begin(), factors.end(), held);
-  view_.rotation = held, view_.mixed = mixed_columns(view_.columns);
+  const auto hold_all = [&](const std::vector<float>& numbers) {
+    float* held = own<float>(numbers.size());
+    std::copy(numbers.begin(), numbers.end(), held);
+    return held;
+  };
+  const std::vector<float> across = rotation_across(view_.columns);
+  view_.rotation = {hold_all(rotation_factors(view_.columns)), across.empty() ? nullptr : hold_all(across), view_.columns,
+                    mixed_columns(view_.columns)};
 }
 
 // Terms use it one after the other.

@@ -39,17 +39,26 @@ std::vector<int> term_codes(const MatrixView& m, const Term& t) {
   return codes;
 }
 
-// x times signs, then sums and differences of columns 1, 2, 4, ... apart in each block.
+// x times signs, then sums and differences of columns 1, 2, 4, ... apart in each block, then sums of the blocks.
 std::vector<float> rotated(const MatrixView& m, const float* x) {
   std::vector<float> y(x, x + m.columns);
-  if (!m.rotation) return y;
-  for (int k = 0; k < m.columns; k++) y[k] *= m.rotation[k];
-  for (int half = 1; half < m.mixed; half *= 2)
+  const Rotation& r = m.rotation;
+  if (!r.factors) return y;
+  for (int k = 0; k < m.columns; k++) y[k] *= r.factors[k];
+  for (int half = 1; half < r.block; half *= 2)
     for (int k = 0; k < m.columns; k++) {
       if (k & half) continue;
       const float a = y[k], b = y[k + half];
       y[k] = a + b, y[k + half] = a - b;
     }
+  if (!r.across) return y;
+  const std::vector<float> apart = y;
+  const int blocks = m.columns / r.block;
+  for (int k = 0; k < m.columns; k++) {
+    const float* row = r.across + k / r.block * blocks;
+    y[k] = row[0] * apart[k % r.block];
+    for (int b = 1; b < blocks; b++) y[k] += row[b] * apart[b * r.block + k % r.block];
+  }
   return y;
 }
 

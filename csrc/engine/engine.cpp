@@ -16,7 +16,7 @@ namespace bitwright {
 namespace {
 
 bool same_input(const MatrixView& a, const MatrixView& b) {
-  if (a.columns != b.columns || a.group != b.group || a.run_kinds != b.run_kinds || !a.rotation != !b.rotation)
+  if (a.columns != b.columns || a.group != b.group || a.run_kinds != b.run_kinds || !a.rotation.factors != !b.rotation.factors)
     return false;
   for (int i = 0; i < a.run_kinds; i++)
     if (!same_order(a.runs[i], b.runs[i])) return false;
@@ -107,7 +107,7 @@ void Engine::embed(int token, float* out) const {
   if (plan_.packed_embedding) {
     const MatrixView& m = *plan_.packed_embedding;
     decode_row(m, token, out);
-    if (m.rotation) mix(*level_, out, nullptr, m.rotation, m.columns, m.mixed, out);
+    if (m.rotation.factors) mix(*level_, out, nullptr, m.rotation.factors, m.rotation, out);
   } else {
     std::copy_n(plan_.embedding + size_t(token) * plan_.hidden, plan_.hidden, out);
   }

@@ -119,6 +119,21 @@ template <class P> void hadamard(float* x, int n) {
   butterflies<few>(x, n, block);
 }
 
+template <class P> void across(const float* matrix, const float* x, int blocks, int block, float* y) {
+  for (int b = 0; b < blocks; b++, matrix += blocks, y += block) {
+    int i = 0;
+    for (; i + kLanes <= block; i += kLanes) {
+      F<P> sum = P::mul(P::all(matrix[0]), P::loadf(x + i));
+      for (int k = 1; k < blocks; k++) sum = P::sum(sum, P::mul(P::all(matrix[k]), P::loadf(x + k * block + i)));
+      P::storef(y + i, sum);
+    }
+    for (; i < block; i++) {
+      y[i] = matrix[0] * x[i];
+      for (int k = 1; k < blocks; k++) y[i] += matrix[k] * x[k * block + i];
+    }
+  }
+}
+
 template <class P, int T> void float_rows(const float* tile, const float* x, size_t stride, int columns, float* y) {
   F<P> sum[T];
 #pragma GCC unroll 4
@@ -141,6 +156,6 @@ template <class P> void float_tile(const float* tile, const float* x, size_t str
 #include "scores.inl"
 
 template <class P> constexpr Steps steps_of() {
-  return {sum_squares, scale_by, add, silu, gelu, soft_cap, rotate, hadamard<P>, float_tile<P>, digits<P>, attend<P>, fold,
+  return {sum_squares, scale_by, add, silu, gelu, soft_cap, rotate, hadamard<P>, across<P>, float_tile<P>, digits<P>, attend<P>, fold,
           row_sums<P>, log_probabilities<P>, follow<P>};
 }

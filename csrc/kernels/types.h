@@ -19,6 +19,7 @@ constexpr size_t kAhead = 8192;    // bytes from what a product of one token rea
 constexpr size_t kAheadSparse = 2048;  // the same of the streams of an n:m term
 constexpr int kDots = 12;          // products of one round of `dots`
 constexpr int kMostMixed = 512;       // columns of a block of a rotation at most
+constexpr int kMostBlocks = 64;       // of a rotation that are mixed with each other
 constexpr int kMaxGroup = 32768;   // columns: 255 * 127 * 32768 fits an int32
 
 // The units of one activation group: `count` from `first` on, whose activations start behind those of `start` units.
@@ -63,6 +64,13 @@ struct Term {
   size_t nibbles;           // where in it the 4-bit values of a bitmap's tile go as bytes
 };
 
+// Activations are multiplied by factors [columns], every `block` of them mixed by a Hadamard transform, then the blocks with each
+// other by a matrix `across` [blocks][blocks]. Null factors: they are not rotated; null `across`: the blocks stay apart.
+struct Rotation {
+  const float *factors, *across;
+  int columns, block;
+};
+
 struct MatrixView {
   int rows, columns, tiles;
   int group, groups;  // of activations
@@ -72,9 +80,7 @@ struct MatrixView {
   Term term[kMaxTerms];
   Runs runs[kMaxTerms];
   const float* bias;
-  // Activations are multiplied by it [columns] and mixed by Hadamard transforms of `mixed` columns each; null: they are not.
-  const float* rotation;
-  int mixed;
+  Rotation rotation;
 };
 
 // One block of int8 activations. Codes of a run kind: [run units][unit / 4][tokens][4]; gathered: [run units][tokens][unit];
@@ -138,6 +144,8 @@ struct Steps {
   void (*soft_cap)(float* x, float cap, int n);                                          // x = cap * tanh(x / cap)
   void (*rotate)(float* x, const float* cosine, const float* sine, int half);
   void (*hadamard)(float* x, int n);  // unnormalized, in blocks of the largest power of two that divides n
+  // y [blocks][block] = matrix [blocks][blocks] times x [blocks][block], products added in their order.
+  void (*across)(const float* matrix, const float* x, int blocks, int block, float* y);
   // y [tokens][16] of a tile [columns][16] and x [tokens], `stride` floats apart. A token's result does not depend on the others.
   void (*float_tile)(const float* tile, const float* x, size_t stride, int tokens, int columns, float* y);
   // x as (high * 128 + low) * step with |x / step| up to `largest`; returns step. n is a multiple of 16.

@@ -19,8 +19,10 @@ def isa() -> str:
 def set_isa(name: str) -> None:
     """Use this level from now on; ValueError if it cannot run here."""
 
-def mix(x: Tensor | Floats, before: Tensor | None, after: Tensor | None, block: int) -> Floats:
-    """Float32 [N, C], factors [C] or none -> [N, C]: H (x * before) * after, H of ones and minus ones in blocks.
+def mix(x: Tensor | Floats, before: Tensor | None, after: Tensor | None, block: int, across: Tensor | None) -> Floats:
+    """Float32 [N, C], factors [C] or none, a matrix of blocks or none -> [N, C]: H (x * before) * after.
+
+    H is ones and minus ones in blocks, then sums of the blocks by the rows of `across`.
 
     On the calling thread.
     """

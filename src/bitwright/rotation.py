@@ -1,13 +1,15 @@
-"""A fixed rotation of the inputs of a layer: signs, then Walsh-Hadamard transforms of blocks of columns.
+"""A fixed rotation of the inputs of a layer: signs, Walsh-Hadamard transforms of blocks of columns, and a Hartley transform
+among the blocks.
 
-It spreads what a few columns have over all of their block: values look more like Gaussian numbers, as codes want them
-(incoherence, QuIP#, arXiv 2402.04396), and no activation stands out where they are rounded together.
+It spreads what a few columns, or a head, have over all columns: values look more like Gaussian numbers, as codes want
+them (incoherence, QuIP#, arXiv 2402.04396), and no activation stands out where they are rounded together.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from math import cos, pi, sin, sqrt
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ except ImportError:  # the same sums in torch
     _core = None
 
 LARGEST = 512  # columns of a block at most
+MOST = 64  # blocks that are mixed with each other at most
 
 
 def block_of(columns: int) -> int:
@@ -37,6 +40,27 @@ def factors(columns: int) -> Tensor:
     size = 0.5 ** ((block_of(columns).bit_length() - 1) // 2)
     signed = [size if _hash(column) & 1 else -size for column in range(columns)]
     return torch.tensor(signed, dtype=torch.float32, device="cpu")
+
+
+@cache
+def across(columns: int) -> Tensor | None:
+    """Float32 [n, n] for n blocks: the discrete Hartley transform, symmetric and its own inverse. None: they stay apart."""
+    blocks = columns // block_of(columns)
+    if not 1 < blocks <= MOST:
+        return None
+    angles = [2 * pi * (i * k % blocks) / blocks for i in range(blocks) for k in range(blocks)]
+    entries = [(cos(angle) + sin(angle)) / sqrt(blocks) for angle in angles]
+    return torch.tensor(entries, dtype=torch.float32, device="cpu").view(blocks, blocks)
+
+
+def spread(h: Tensor) -> Tensor:
+    """The diagonal [C] that a diagonal Hessian gets where inputs are rotated."""
+    columns = len(h)
+    block, matrix = block_of(columns), across(columns)
+    means = h.view(-1, block).mean(1) * growth(columns)
+    if matrix is not None:
+        means = matrix.to(h.dtype).square() @ means
+    return means.repeat_interleave(block)
 
 
 def growth(columns: int) -> float:
@@ -84,12 +108,12 @@ def _inverses(columns: int) -> Tensor:
 
 
 def _mixed(x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
-    """H (x * before) * after: sums and differences of columns 1, 2, 4, ... apart in each block."""
+    """H (x * before) * after: sums and differences of columns 1, 2, 4, ... apart in each block, then sums of blocks."""
     columns = x.shape[-1]
-    size = block_of(columns)
     if _core is not None and x.dtype == torch.float32 and x.numel():
         rows = x.detach().reshape(-1, columns).contiguous()
-        return torch.from_numpy(_core.mix(rows, before, after, size)).view(x.shape)
+        found = _core.mix(rows, before, after, block_of(columns), across(columns))
+        return torch.from_numpy(found).view(x.shape)
     return plainly_mixed(x, before, after)
 
 
@@ -102,5 +126,17 @@ def plainly_mixed(x: Tensor, before: Tensor | None, after: Tensor | None) -> Ten
         a, b = pairs[:, 0], pairs[:, 1]
         y = torch.stack((a + b, a - b), dim=1)
         half *= 2
+    matrix = across(x.shape[-1])
+    if matrix is not None:
+        apart = y.reshape(-1, len(matrix), size)
+        y = _sums(apart, matrix.to(y.dtype))
     y = y.reshape(x.shape)
     return y if after is None else y * after.to(y.dtype)
+
+
+def _sums(apart: Tensor, matrix: Tensor) -> Tensor:
+    """matrix @ apart, products added in their order."""
+    total = matrix[:, 0, None] * apart[:, 0, None]
+    for k in range(1, len(matrix)):
+        total = total + matrix[:, k, None] * apart[:, k, None]
+    return total

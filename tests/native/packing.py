@@ -24,7 +24,7 @@ class Operand:
 
 
 def rotated(x: np.ndarray) -> np.ndarray:
-    """Activations float32 [T, C] by the words of docs/format.md: signs, then sums and differences in blocks."""
+    """Activations float32 [T, C] by the words of docs/format.md: signs, sums and differences in blocks, sums of blocks."""
     columns = x.shape[1]
     block = min(columns & -columns, 512)
     size = 2.0 ** -((block.bit_length() - 1) // 2)
@@ -40,7 +40,16 @@ def rotated(x: np.ndarray) -> np.ndarray:
             a, b = y[:, first : first + half].copy(), y[:, first + half : first + 2 * half].copy()
             y[:, first : first + half], y[:, first + half : first + 2 * half] = a + b, a - b
         half *= 2
-    return y
+    n = columns // block
+    if not 1 < n <= 64:
+        return y
+    angles = 2 * np.pi * (np.outer(np.arange(n), np.arange(n)) % n) / n
+    matrix = ((np.cos(angles) + np.sin(angles)) / np.sqrt(n)).astype(np.float32)
+    apart = y.reshape(-1, n, block)
+    mixed = matrix[:, 0, None] * apart[:, None, 0]
+    for k in range(1, n):
+        mixed = mixed + matrix[:, k, None] * apart[:, None, k]
+    return mixed.reshape(y.shape)
 
 
 def tiles(rows: int) -> int:

@@ -15,13 +15,13 @@ from bitwright.formats.trellis import Trellis
 from bitwright.groups import Params
 from bitwright.linalg import Hessian
 from bitwright.protocols import Adaptive, ColumnStats, Elastic, Format, Operand, Planes, PlaneSpec, Term
-from bitwright.rotation import block_of, growth, restored, rotated
+from bitwright.rotation import restored, rotated, spread
 from bitwright.turned import Turned
 
 
 @dataclass(frozen=True)
 class Rotated:
-    """`inner` codes the weight for inputs that are multiplied by signs and mixed by Hadamard transforms of blocks.
+    """`inner` codes the weight for inputs that are multiplied by signs and mixed with each other (`rotation.py`).
 
     The same bits: signs are fixed. A kernel rotates activations before they become codes, once for all weights that
     share them. Here weights and latent weights are those for the inputs as they are; codes are of the rotated weight.
@@ -57,9 +57,8 @@ class Rotated:
         return hessian.rotated()
 
     def seen_diagonal(self, h: Tensor) -> Tensor:
-        """The mean over each block, times the square of what lengths grow by."""
-        block = block_of(len(h))
-        return (h.view(-1, block).mean(1) * growth(len(h))).repeat_interleave(block)
+        """That of rotated inputs, if `h` is the diagonal of a diagonal Hessian."""
+        return spread(h)
 
     def prepare(self, w: Tensor, stats: ColumnStats) -> Params:
         """The choices of `inner`; `stats` are of rotated inputs."""
