@@ -1,5 +1,4 @@
-"""A fixed rotation of the inputs of a layer: signs, Walsh-Hadamard transforms of blocks of columns, and a Hartley transform
-among the blocks.
+"""A fixed rotation of the inputs of a layer: signs, Walsh-Hadamard transforms of blocks, a Hartley transform of blocks.
 
 It spreads what a few columns, or a head, have over all columns: values look more like Gaussian numbers, as codes want
 them (incoherence, QuIP#, arXiv 2402.04396), and no activation stands out where they are rounded together.
@@ -44,7 +43,7 @@ def factors(columns: int) -> Tensor:
 
 @cache
 def across(columns: int) -> Tensor | None:
-    """Float32 [n, n] for n blocks: the discrete Hartley transform, symmetric and its own inverse. None: they stay apart."""
+    """Float32 [n, n] of n blocks: a discrete Hartley transform, symmetric, its own inverse. None: they stay apart."""
     blocks = columns // block_of(columns)
     if not 1 < blocks <= MOST:
         return None

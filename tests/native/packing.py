@@ -24,7 +24,7 @@ class Operand:
 
 
 def rotated(x: np.ndarray) -> np.ndarray:
-    """Activations float32 [T, C] by the words of docs/format.md: signs, sums and differences in blocks, sums of blocks."""
+    """Activations float32 [T, C] by the words of docs/format.md: signs, then sums in blocks and of blocks."""
     columns = x.shape[1]
     block = min(columns & -columns, 512)
     size = 2.0 ** -((block.bit_length() - 1) // 2)
