@@ -116,6 +116,11 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / SINGLE)
 
 
+def old_words(data):
+    data["version"] = 1
+    data["formats"][0] = {"kind": "mixed", "low": {"kind": "trellis", "per_word": 32}}
+
+
 def other_shape(data):
     data["weights"][1]["shape"] = [20, 64]
 
@@ -125,7 +130,8 @@ FOLDERS = {
     "config is a list": (edit(CONFIG, lambda config: []), "describes no bitwright model"),
     "not quantized": (edit(CONFIG, lambda config: {}), "describes no bitwright model"),
     "another method": (put("quant_method", "gptq"), "describes no bitwright model"),
-    "later version": (put("version", 2), "is of version 2"),
+    "later version": (put("version", 3), "is of version 3"),
+    "words of version 1": (quantization(old_words), "decoded otherwise since version 2"),
     "version is a word": (put("version", "1"), "is of version '1'"),
     "version is true": (put("version", True), "is of version True"),
     "unknown key": (put("online", {}), "online"),
@@ -173,7 +179,7 @@ FOLDERS = {
     "stray shard": (lambda folder: (folder / "model-2.safetensors").write_bytes(b""), "belongs to no index"),
     "link out of the folder": (link_out, "leaves the folder"),
     "pipe": (pipe, "is missing or no file"),
-    "manifest of a later version": (edit(MANIFEST, lambda m: m.update(version=2)), "is of version 2"),
+    "manifest of a later version": (edit(MANIFEST, lambda m: m.update(version=3)), "is of version 3"),
     "manifest with more": (edit(MANIFEST, lambda m: m.update(more=1)), "more"),
     "manifest with other bits": (edit(MANIFEST, lambda m: m["plan"][0]["bits"].update(codes=1)), "plans other"),
     "manifest with other weights": (edit(MANIFEST, lambda m: m["plan"].pop() and None), "plans other"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from bitwright.errors import BadArtifact
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+CHANGED = {"trellis", "rotated"}  # kinds that version 2 decodes otherwise than version 1 (docs/format.md)
 METHOD = "bitwright"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -231,12 +233,30 @@ def parse(model: type[Model], data: Any, where: str) -> Model:
     """A record from JSON data; checks the version first, so that newer files get a clear answer."""
     if "version" in model.model_fields and isinstance(data, dict):
         version = data.get("version")
-        if type(version) is not int or version != VERSION:
+        if type(version) is not int or version not in READABLE:
             raise BadArtifact(
-                f"{where} is of version {version!r}, but this bitwright reads version {VERSION}: "
+                f"{where} is of version {version!r}, but this bitwright reads versions 1 and 2: "
                 "use the release of bitwright that wrote it, or write the artifact again."
             )
+        if version == 1 and CHANGED & set(_kinds(data.get("formats"))):
+            raise BadArtifact(
+                f"{where} is of version 1 and has trellis codes or rotated inputs, which are decoded otherwise since "
+                "version 2: write the artifact again."
+            )
     return _validated(lambda: model.model_validate_json(json.dumps(data, allow_nan=False)), where)
+
+
+def _kinds(data: Any) -> Iterator[str]:
+    """Every kind of part that JSON data names, at any depth."""
+    left = [data]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            if isinstance(kind := item.get("kind"), str):
+                yield kind
+            left.extend(item.values())
+        if isinstance(item, list):
+            left.extend(item)
 
 
 def _validated(read: Callable[[], Model], where: str) -> Model:
