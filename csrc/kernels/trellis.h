@@ -17,11 +17,11 @@ template <int N> constexpr int kEights = (N + 7) / 8;  // of the columns of a wo
 constexpr int window_start(int per_word, int i) { return i * kWord / per_word; }
 
 // Columns whose windows start at the same bit of a byte are a stride apart: one rotation of the word brings all of them to the
-// beginnings of its bytes, or of every other byte where a word has an odd number of quads. The column whose window rotation
-// `place` / 8 brings to byte `place` % 8; -1: none.
+// beginnings of its bytes. Where a word has an odd number of quads it is every other byte, and those between are for columns
+// half a stride on. The column whose window rotation `place` / 8 brings to byte `place` % 8; -1: none.
 constexpr int strided_column(int per_word, int place) {
   const int bytes = per_word % 8 ? 2 : 1, stride = per_word * bytes / 8;
-  const int first = place / 8 * bytes + place % bytes;
+  const int first = place / 8 + place % bytes * ((stride + 1) / 2);
   return first < stride ? place % 8 / bytes * stride + first : -1;
 }
 

@@ -70,9 +70,11 @@ struct Ymm {
     }
     static __m256i turned(__m256i words, int i) {
       const auto start = [](int place) { return window_start(N, strided_column(N, place)); };
-      if (N % 8 == 0) return rotate(words, start(8 * i));
-      const __m256i odd = strided_column(N, 8 * i + 1) < 0 ? words : rotate(words, (start(8 * i + 1) + kWord - 8) % kWord);
-      return _mm256_blendv_epi8(rotate(words, start(8 * i)), odd, _mm256_set1_epi16(short(0xFF00)));
+      const __m256i even = rotate(words, start(8 * i));
+      if (N % 8 == 0 || strided_column(N, 8 * i + 1) < 0) return even;
+      const int further = start(8 * i + 1) - 8 - start(8 * i);  // one bit more does not reach around the word
+      const __m256i odd = further == 1 ? _mm256_srli_epi64(even, 1) : rotate(even, (further + kWord) % kWord);
+      return _mm256_blendv_epi8(even, odd, _mm256_set1_epi16(short(0xFF00)));
     }
     static __m256i rotate(__m256i words, int bits) {
       return bits ? _mm256_or_si256(_mm256_srli_epi64(words, bits), _mm256_slli_epi64(words, kWord - bits)) : words;
