@@ -108,10 +108,10 @@ and seconds of `quantize` are upper bounds. "In memory" is what the process hold
 (`benchmarks/memory.py`). llama.cpp's types in the same linears: 65.1 at 2.63 bits (Q2_K), 612 at 2.06 (IQ2_XXS), 1272
 at 1.75 (IQ1_M). Rotated rows have blocks of columns rotated apart, as it was then.
 
-More text to calibrate on, and blocks that are mixed, count for much: the first rotated row of ARB-LLM below (2.72 bits, 61.0)
-with `--tokens 40960` of C4 and Wikipedia has perplexity **51.1 ± 5.7**, KL 0.95 (2026-11-30; two `--data`, otherwise the same
-command). Trained, two planes with a scale a row (2.05 bits) have 54.5 with the values of DB-LLM and 45.5 with signs, in 90 steps
-([training](training.md)).
+More text to calibrate on, and blocks that are mixed, count for much: the first rotated row of ARB-LLM below (2.72
+bits, 61.0) with `--tokens 40960` of C4 and Wikipedia has perplexity **51.1 ± 5.7**, KL 0.95 (2026-11-30; two `--data`,
+otherwise the same command). Trained, two planes with a scale a row (2.05 bits) have 54.5 with the values of DB-LLM and
+45.5 with signs, in 90 steps ([training](training.md)).
 
 Rows are made, and kept in `benchmarks/binarization.json`, by
 
