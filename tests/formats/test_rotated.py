@@ -10,6 +10,7 @@ from bitwright.formats.mixed import Mixed
 from bitwright.formats.mixture import Mixture
 from bitwright.formats.nested import Nested
 from bitwright.formats.rotated import Rotated
+from bitwright.formats.trellis import Trellis
 from bitwright.latent import TunedWeight
 from bitwright.learning import Learning
 from bitwright.linalg import Hessian
@@ -82,6 +83,14 @@ def test_columns_that_stand_out_cost_less() -> None:
     w[:, ::100] *= 20
     plain, turned = (Rtn().solve(w, fmt, None).dequantize() for fmt in (Integer(3, 128), Rotated(Integer(3, 128))))
     assert (turned - w).norm() < 0.7 * (plain - w).norm()
+
+
+def test_a_loud_block_costs_less() -> None:
+    """One head of nine is four times as large: mixed with the others, it no longer sets the scale of their rows."""
+    w = numbers(64, 576)
+    w[:, 256:320] *= 4
+    plain, turned = (Rtn().solve(w, fmt, None).dequantize() for fmt in (Trellis(32), Rotated(Trellis(32))))
+    assert (turned - w).norm() < 0.9 * (plain - w).norm()
 
 
 def test_hessian_of_rotated_inputs() -> None:
