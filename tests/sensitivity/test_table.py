@@ -12,6 +12,8 @@ import torch
 
 from bitwright.errors import UnknownName
 from bitwright.formats.integer import Integer
+from bitwright.formats.rotated import Rotated
+from bitwright.formats.trellis import Trellis
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
 from bitwright.models.structure import infer
@@ -53,6 +55,13 @@ def test_an_interrupted_table_goes_on_and_a_finished_one_costs_nothing(bench: Ca
     more = bench(lambda what, done, of: steps.append(what)).table((*FORMATS, Integer(3, 32)), (), "text")
     assert set(steps) == {"trying formats"}
     assert len(more.tensors["model.layers.0.mlp.up_proj"].options) == 3
+
+
+def test_an_option_is_known_by_the_code_of_all_its_parts() -> None:
+    plain, turned = key(Trellis(32)), key(Rotated(Trellis(32)))
+    code = plain.split()[-1]
+    assert code in turned.split()
+    assert turned.split()[-2:] != [code, code]
 
 
 def test_every_score_prefers_more_bits(bench: Callable[..., Bench], tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def _identity(job: Job, source: Source, plan: Plan, row: Calibration | None) -> 
         "bitwright": plan.contents.origin.bitwright,
         "torch": torch.__version__,
         "model": source.digest(),
+        "version": plan.contents.quantization.version,
         "quantization": plan.contents.quantization.model_dump(mode="json")["weights"],
         "recipe": to_spec(plan.recipe),
         "calibration": row.model_dump(mode="json") if row else None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from hashlib import sha256
 from inspect import getfile
@@ -25,6 +26,7 @@ SOLVED_BY = (
     "solvers/*.py",
     "formats/_*.py",
     "linalg.py",
+    "rotation.py",
     "groups.py",
 )
 """Code that decides the losses of options and the layout of tables, beside the file of the format."""
@@ -90,8 +92,17 @@ def observation(model: str, calibration: str) -> dict[str, Any]:
 
 
 def key(fmt: Format) -> str:
-    """An option in a table: the format and the state of its code."""
-    return f"{label(fmt)} {_file(getfile(type(fmt)))[:8]}"
+    """An option in a table: the format and the state of its code, and of that of the parts it has."""
+    files = sorted({getfile(kind) for kind in _types(fmt)})
+    return f"{label(fmt)} {' '.join(_file(path)[:8] for path in files)}"
+
+
+def _types(part: object) -> Iterator[type]:
+    yield type(part)
+    if is_dataclass(part):
+        for inner in (getattr(part, own.name) for own in fields(part)):
+            if is_dataclass(inner):
+                yield from _types(inner)
 
 
 # Hashed once: a file that changes while this process runs does not change what the process does.
