@@ -1,7 +1,7 @@
 """Tables of the trellis format, as in `formats/_tables.py`: Lloyd iteration of Viterbi codes of Gaussian numbers.
 
-The last bit of a window turns the sign of its value. That costs nothing (2 bits: 0.0799, with 128 free values 0.0804),
-and halves the table, whose size is what looking up takes on processors that shuffle 16 bytes.
+The last bit of a window turns the sign of its value. That costs nothing (docs/quality.md) and halves the table, whose
+size is what looking up takes on processors that shuffle 16 bytes.
 
 python benchmarks/trellis_tables.py [> FILE]; the mean squared errors of fresh numbers go to stderr.
 """

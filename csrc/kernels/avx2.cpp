@@ -17,7 +17,8 @@ struct Policy : Ymm {
   // Exact where all codes are at most 127.
   static V dot(V acc, V codes, V q) { return widen(acc, byte_pairs(codes, q)); }
   static V dot_wide(V acc, V codes, V q) {
-    return {wide(wide(acc.low, codes.low, q.low, 0), codes.low, q.low, 1), wide(wide(acc.high, codes.high, q.high, 0), codes.high, q.high, 1)};
+    return {wide<true>(wide<false>(acc.low, codes.low, q.low), codes.low, q.low),
+            wide<true>(wide<false>(acc.high, codes.high, q.high), codes.high, q.high)};
   }
   // Keys become signed and give their sign to the other factor.
   static constexpr int key_offset = 0;
@@ -98,10 +99,10 @@ struct Policy : Ymm {
     const __m256i one = _mm256_set1_epi16(1);
     return plus(acc, {_mm256_madd_epi16(s.low, one), _mm256_madd_epi16(s.high, one)});
   }
-  // Even or odd bytes in 16 bits.
-  static __m256i wide(__m256i acc, __m256i codes, __m256i q, bool odd) {
-    codes = odd ? _mm256_srli_epi16(codes, 8) : _mm256_and_si256(codes, _mm256_set1_epi16(255));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(codes, _mm256_srai_epi16(odd ? q : _mm256_slli_epi16(q, 8), 8)));
+  // Products of the even or the odd bytes in 16 bits.
+  template <bool Odd> static __m256i wide(__m256i acc, __m256i codes, __m256i q) {
+    codes = Odd ? _mm256_srli_epi16(codes, 8) : _mm256_and_si256(codes, _mm256_set1_epi16(255));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(codes, _mm256_srai_epi16(Odd ? q : _mm256_slli_epi16(q, 8), 8)));
   }
   static V above(V low, V high) { return plus(low, {_mm256_slli_epi32(high.low, 4), _mm256_slli_epi32(high.high, 4)}); }
 

@@ -2,8 +2,9 @@
 //
 // P names the types V (64 bytes or 16 int32) and F (16 floats) and has
 //   bytes     load load_once store all8 both srl sll merge zero
-//   products  quad, dot_wide, Dot<bits> and DotBase3 (one unit in place), base3 (five quads), product<T>; `tokens` of a block, which go
-//             through one of the `tiles` at a time, half of them through two; there dot
+//   products  quad, dot_wide (codes up to 255; dot: up to 127 at some levels), Dot<bits> and DotBase3 (one unit in place), base3
+//             (five quads), product<T>; `tokens` of a block, which go through one of the `tiles` at a time, half of them through
+//             two, there by dot
 //   tables    table16 look16; `looks_up`, `dots_words` (codebooks too are multiplied in place), `strides`, see trellis.inl
 //   sparse    gather; mask; where `expands` is true also expand, and one token of a bitmap needs no unpacking
 //   floats    to_float half all mul sum less loadf storef store_some amax round; larger largest digits7 butterflies16 for attention

@@ -143,6 +143,17 @@ def test_float_activations_give_the_logits_of_decoded_weights() -> None:
     assert (ours - logits).abs().max() < 2e-3 * logits.std()
 
 
+def same_whole_and_token_by_token(model: Any, ids: list[int], single: int) -> None:
+    """The logits of the packed model, and the same bits where the last `single` tokens come one by one."""
+    logits = expected(model, ids)
+    whole = built(model, fine_cache=True).logits(ids, every=True)
+    assert (whole - logits).abs().max() < 0.25 * logits.std()
+    one = built(model, fine_cache=True, threads=1)
+    one.core.forward(ids[:-single])
+    singles = [torch.from_numpy(one.core.forward([token])) for token in ids[-single:]]
+    assert torch.equal(torch.cat(singles), whole[-single:])
+
+
 def test_column_scales_give_a_layer_activations_of_its_own(isa: str) -> None:
     others = {
         "q_proj": Residual(3, 64, columns="shared"),  # beside k and v, which have none or others
@@ -152,14 +163,7 @@ def test_column_scales_give_a_layer_activations_of_its_own(isa: str) -> None:
         "up_proj": Rotated(Residual(4, None, columns="own")),
         "down_proj": Mixed(Residual(2, None, columns="shared"), Columns(0.3), 8, "columns"),
     }
-    model, ids = pack(model_of("llama"), others), text(80)
-    logits = expected(model, ids)
-    whole = built(model, fine_cache=True).logits(ids, every=True)
-    assert (whole - logits).abs().max() < 0.25 * logits.std()
-    one = built(model, fine_cache=True, threads=1)
-    one.core.forward(ids[:60])
-    singles = [torch.from_numpy(one.core.forward([token])) for token in ids[60:]]
-    assert torch.equal(torch.cat(singles), whole[60:])
+    same_whole_and_token_by_token(pack(model_of("llama"), others), text(80), 20)
 
 
 def test_layers_that_read_one_input_in_other_orders(isa: str) -> None:
@@ -172,14 +176,7 @@ def test_layers_that_read_one_input_in_other_orders(isa: str) -> None:
         "up_proj": Trellis(64),
         "down_proj": Mixed(Binary(64), Slots(128), 8, "nm"),
     }
-    model, ids = pack(model_of("llama"), others), text(40)
-    logits = expected(model, ids)
-    whole = built(model, fine_cache=True).logits(ids, every=True)
-    assert (whole - logits).abs().max() < 0.25 * logits.std()
-    one = built(model, fine_cache=True, threads=1)
-    one.core.forward(ids[:20])
-    singles = [torch.from_numpy(one.core.forward([token])) for token in ids[20:]]
-    assert torch.equal(torch.cat(singles), whole[20:])
+    same_whole_and_token_by_token(pack(model_of("llama"), others), text(40), 20)
 
 
 def test_scales_that_tokens_mix_are_refused() -> None:
