@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import ClassVar, Protocol
 
 from bitwright.block_task import Refiner, Transform
+from bitwright.errors import BadField
 from bitwright.protocols import Format, Solver
 
 
@@ -28,6 +29,13 @@ class Recipe:
     transforms: tuple[Transform, ...] = ()  # of each block, one after the other, before it is quantized
     refiner: Refiner | None = None  # of each block, once all of its linears are solved
     propagate: bool = True  # statistics see inputs from already quantized layers; False: from the float model
+    drift: float = 0.0  # share of what those inputs have lost that weights make up for (`calibrate/drift.py`)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drift <= 1:
+            raise BadField(self, "drift", self.drift, "give 0 to 1")
+        if self.drift and not self.propagate:
+            raise BadField(self, "drift", self.drift, "inputs of the float model have lost nothing: give 0")
 
     def format_of(self, *names: str) -> Format | None:
         """The format of a linear, None where it is kept; an expert goes by its own name and by that of its stack."""

@@ -15,9 +15,9 @@ from bitwright.artifact.read import open_artifact
 from bitwright.calibrate.tokens import builtin_text
 from bitwright.engine.job import Job
 from bitwright.engine.run import prepare
-from bitwright.errors import BadInput, Refused
+from bitwright.errors import BadInput, BitwrightError, Refused
 from bitwright.models.source import open_source
-from bitwright.runtime.load import load_float
+from bitwright.runtime.load import load, load_float
 
 Digest = Callable[[Path], str]
 
@@ -74,6 +74,47 @@ def test_the_matrix_of_the_head_is_solved_for_what_it_multiplies(
     in_itself = [float((q - w).norm()) for q in (solved, rounded)]
     assert in_logits[0] < 0.9 * in_logits[1]
     assert in_itself[0] > in_itself[1]
+
+
+def test_weights_make_up_for_what_their_inputs_have_lost(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    """Hidden states of other text come nearer to those of the float model."""
+    ids = open_source(str(tiny_model)).tokenizer()(builtin_text()[1][50_000:60_000], return_tensors="pt")["input_ids"]
+
+    def hidden(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model.base_model(ids[:, :400]).last_hidden_state[0]
+
+    wanted, lost = hidden(load_float(str(tiny_model))), {}
+    for drift in ("0", "1"):
+        run(tiny_model, tmp_path / drift, settings={"format.bits_per_code": "2", "drift": drift}, tokens=8192)
+        lost[drift] = float((hidden(load(tmp_path / drift)) - wanted).square().mean())
+    assert lost["1"] < 0.97 * lost["0"]
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_an_interrupted_run_with_drift_goes_on_to_the_same_bytes(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any], sha256: Digest, stop: int
+) -> None:
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what == "blocks" and done == stop:
+            raise KeyboardInterrupt
+
+    run(tiny_model, tmp_path / "whole", settings={"drift": "0.5"}, threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, tmp_path / "parts", interrupt, settings={"drift": "0.5"})
+    run(tiny_model, tmp_path / "parts", settings={"drift": "0.5"})
+    assert sha256(tmp_path / "parts") == sha256(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("settings", [{"drift": "1.5"}, {"drift": "0.5", "propagate": "false"}])
+def test_drift_that_cannot_be_is_refused(
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any], settings: dict[str, str]
+) -> None:
+    with pytest.raises(BitwrightError, match="drift"):
+        run(tiny_model, tmp_path / "x", settings=settings)
+    assert not (tmp_path / "x").exists()
 
 
 def test_without_propagation_statistics_are_those_of_the_float_model(

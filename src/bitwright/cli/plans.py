@@ -34,9 +34,8 @@ def estimates(job: Job, source: Source, structure: Structure, plan: Plan) -> tup
     """Seconds, and bytes of memory beside the imported libraries."""
     from bitwright.engine.estimate import peak_bytes, seconds, threads_for
 
-    return seconds(job, source, plan, structure), peak_bytes(
-        job, source, structure, threads_for(job, source, structure)
-    )
+    threads = threads_for(job, source, structure, plan.recipe)
+    return seconds(job, source, plan, structure), peak_bytes(job, source, structure, plan.recipe, threads)
 
 
 def save(plan: Plan, path: Path | None) -> None:

@@ -14,6 +14,7 @@ from bitwright.engine.plan import Plan, block_weights
 from bitwright.engine.workers import cores
 from bitwright.errors import Refused
 from bitwright.linalg import Hessian
+from bitwright.recipe import Recipe
 
 if TYPE_CHECKING:
     from bitwright.models.source import Source
@@ -24,36 +25,39 @@ BATCH = 4  # sequences that run through a block together; another number would g
 PASSES = 2.2  # runs through a block: once up to each wave, once to its end
 
 
-def peak_bytes(job: Job, source: Source, structure: Structure, threads: int | None = None) -> int:
+def peak_bytes(job: Job, source: Source, structure: Structure, recipe: Recipe, threads: int | None = None) -> int:
     """Memory that a job needs beside the imported libraries: a block, its Hessian and factors, activations.
+
+    Where weights make up for drift, the float block, its inputs and their drift as well.
 
     Calibration activations between blocks and the source's weights are mapped files and do not count.
     """
     threads = threads or job.threads or cores()
     shapes = [shape for _, shape in block_weights(source, structure)]
     blocks = len(structure.blocks)
-    block = 4 * sum(prod(shape) for shape in shapes) // blocks
+    both = 2 if recipe.drift else 1
+    block = both * 4 * sum(prod(shape) for shape in shapes) // blocks
     columns = max(shape[-1] for shape in shapes)
     widest = sum(shape[-1] + shape[-2] for shape in shapes) // blocks
     activations = 4 * threads * BATCH * sequence_length(job, source) * widest
     # grams of the tasks under way and waiting, their float64 sum
-    observing = columns**2 * (4 * (threads + 2) + 8) + activations
+    observing = columns**2 * both * (4 * (threads + 2) + 8) + activations
     # the Hessian, that of rotated inputs and two float64 matrices, a third inside LAPACK
     factorising = columns**2 * (2 * 4 + 3 * 8)
     largest = max(shape[-1] * shape[-2] for shape in shapes)
-    solving = columns**2 * (2 * 4 + 8 + 4) + 6 * 4 * largest * min(threads, 2)
+    solving = columns**2 * (2 * 4 + 8 + 4 + (both - 1) * 12) + 6 * 4 * largest * min(threads, 2)
     return int(block + max(observing, factorising, solving))
 
 
-def threads_for(job: Job, source: Source, structure: Structure) -> int:
+def threads_for(job: Job, source: Source, structure: Structure, recipe: Recipe) -> int:
     """The most threads, up to those asked for, that keep to `max_memory`. They change the speed, not the result."""
     most = job.threads or cores()
     if job.max_memory is None:
         return most
     for threads in range(most, 0, -1):
-        if peak_bytes(job, source, structure, threads) <= job.max_memory:
+        if peak_bytes(job, source, structure, recipe, threads) <= job.max_memory:
             return threads
-    need = peak_bytes(job, source, structure, 1)
+    need = peak_bytes(job, source, structure, recipe, 1)
     raise Refused(
         f"one block of this model needs about {need / 1e6:.0f} MB, more than --max-memory "
         f"{job.max_memory / 1e6:.0f} MB: raise it, or give a smaller --length."
@@ -76,10 +80,11 @@ def seconds(job: Job, source: Source, plan: Plan, structure: Structure) -> float
     weights = sum(prod(shape) for _, shape in block_weights(source, structure))
     solver = plan.recipe.solver
     rate = _products_per_second()
-    forward = PASSES * weights * job.calibration_tokens / rate / threads if plan.needs_inputs else 0.0
+    both = 2 if plan.recipe.drift else 1
+    forward = both * PASSES * weights * job.calibration_tokens / rate / threads if plan.needs_inputs else 0.0
     shapes = dict(block_weights(source, structure))
     inputs = [shapes[f"{block.path}.{wave[0]}"][-1] for block in structure.blocks for wave in block.waves]
-    grams = sum(c**2 for c in inputs) * job.calibration_tokens / rate / threads if solver.needs_hessian else 0.0
+    grams = both * sum(c**2 for c in inputs) * job.calibration_tokens / rate / threads if solver.needs_hessian else 0.0
     return forward + grams + weights * _solve_seconds(plan) / min(threads, 2) + FINISH
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,18 +13,19 @@ from torch import Tensor, nn
 
 from bitwright.artifact.layout import expert_name
 from bitwright.block_task import BlockTask
-from bitwright.calibrate.observe import Gram, expert_grams, expert_hessians, gram, hessian
+from bitwright.calibrate.drift import made_up
+from bitwright.calibrate.observe import expert_grams, expert_hessians, gram, hessian
 from bitwright.calibrate.routing import second_choices
 from bitwright.engine.journal import Journal
+from bitwright.engine.original import Original, Through
 from bitwright.engine.plan import Plan
+from bitwright.engine.tables import head_is_solved
 from bitwright.engine.transformed import transformed
-from bitwright.engine.workers import Workers
-from bitwright.errors import BadInput, WorkFailed
+from bitwright.engine.workers import Workers, quick_products
+from bitwright.errors import WorkFailed
 from bitwright.linalg import Hessian
-from bitwright.models.calls import head_inputs
 from bitwright.models.skeleton import materialise, release
-from bitwright.protocols import Format, QTensor, Solver
-from bitwright.solvers.rtn import Rtn
+from bitwright.protocols import Format, QTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # what, done, of
-STRIP = 4096  # rows of an embedding rounded at a time; a multiple of a tile
 
 
 class Probe(NamedTuple):
@@ -60,6 +61,7 @@ class Run:
     calls: dict[int, list[BlockCall]] = field(default_factory=dict)  # by number of sequences: how each block is called
     probe: Probe = field(default_factory=lambda: Probe(torch.empty(0), []))
     targets: Tensor | None = None  # [S, T, D], room for the outputs of a float block, for refiners
+    original: Original | None = None  # where weights make up for what their inputs have lost
     unseen: list[str] = field(default_factory=list)  # experts that calibration never reached
     skipping: dict[str, float] = field(default_factory=dict)  # see `Manifest`
     left: list[tuple[str, str]] = field(default_factory=list)  # (transform, linear): it left its inputs as they are
@@ -71,6 +73,8 @@ class Run:
             self.progress("blocks", index, count)
             block = self.model.get_submodule(part.path)
             materialise(block, self.source, part.path)
+            if self.original is not None:
+                self.original.enter(block)
             entry = block_part(index)
             done = self.journal.get(entry)
             if done is None:
@@ -83,49 +87,16 @@ class Run:
             self.unseen += self.journal.notes(entry)["unseen"]
             self.skipping |= self.journal.notes(entry)["skipping"]
             self.left += [(kind, name) for kind, name in self.journal.notes(entry)["left"]]
-            if (index + 1 < count or self._head_is_solved()) and len(self.hidden):
+            if (index + 1 < count or head_is_solved(self.plan, self.structure)) and len(self.hidden):
                 self._advance(index, block)
             release(block)
         self.progress("blocks", count, count)
 
-    def tables(self) -> None:
-        """Embedding and untied head, a strip of rows at a time; only what multiplies as head has statistics."""
-        solver = self.plan.recipe.embedding_solver or Rtn()
-        for name in self.plan.contents.parts:
-            if self.journal.get(table_part(name)) is None:
-                self.progress(name, 0, 1)
-                statistics = self._head_hessian() if self._head_is_solved() and self._is_head(name) else None
-                self.journal.put(table_part(name), self._table(name, self.plan.formats[name], solver, statistics), {})
-
-    def _head_is_solved(self) -> bool:
-        """Whether something needs the statistics of the inputs of the head."""
-        solver = self.plan.recipe.embedding_solver
-        return solver is not None and solver.needs_hessian and any(map(self._is_head, self.plan.contents.parts))
-
-    def _is_head(self, name: str) -> bool:
-        tied = self.structure.tied and name == self.structure.embedding
-        return tied or name == self.structure.head
-
-    def _head_hessian(self) -> Hessian | None:
-        inputs = (head_inputs(self.model, self.source, self.structure, batch) for batch in self._batches())
-        return hessian(map(Gram.of, inputs), "the head")
-
-    def _table(self, name: str, fmt: Format, solver: Solver, statistics: Hessian | None) -> dict[str, Tensor]:
-        rows = self.source.shape(name + ".weight")[0]
-
-        def strip(start: int) -> dict[str, Tensor]:
-            ids = torch.arange(start, min(start + STRIP, rows))
-            w = self.source.rows(name + ".weight", ids).float()
-            if not bool(w.isfinite().all()):
-                raise BadInput(f"the weight {name} of {self.source.name} holds NaN or infinite values.")
-            return solver.solve(w, fmt, statistics).planes
-
-        strips = list(self.workers.map(strip, range(0, rows, STRIP)))
-        return {f"{name}.{role}": torch.cat([s[role] for s in strips]) for role in strips[0]}
-
     def _solve_block(self, index: int, part: Block, block: nn.Module) -> tuple[dict[str, Tensor], dict[str, object]]:
         task, refiner = self._task(index, part, block), self.plan.recipe.refiner
         changed, left = transformed(task, self.plan.recipe.transforms)
+        if self.original is not None and changed:
+            self.original.enter(block)
         tensors = {f"{part.path}.{name}": value for name, value in changed.items()}
         floats = {name: block.get_parameter(f"{name}.weight") for name in task.formats}
         targets = [] if refiner is None else self._outputs(task)
@@ -159,7 +130,7 @@ class Run:
 
         formats = {name: fmt for name in part.linears if (fmt := self.plan.formats.get(f"{part.path}.{name}"))}
         types = {name: self.plan.contents.kept[f"{part.path}.{name}"].dtype for name in self._kept(part, block)}
-        return BlockTask(block, part.waves, formats, types, run, self._batches(), hidden, self.workers.map)
+        return BlockTask(block, part.waves, formats, types, run, self.batches(), hidden, self.workers.map)
 
     def _outputs(self, task: BlockTask) -> list[Tensor]:
         """What a block makes of each batch, in the mapped file for it."""
@@ -179,19 +150,14 @@ class Run:
         """Solve the layers that share an input, and put the decoded weights in their place if the recipe propagates."""
         if not layers:
             return {}
-        first = next(iter(layers.values()))
-        assert isinstance(first, nn.Linear)
-        statistics: Hessian | None = None
-        if self.plan.recipe.solver.needs_hessian:
-            run = self._runner(index, block)
-            grams = self.workers.map(lambda batch: gram(run, first, batch), self._batches())
-            statistics = hessian(grams, f"{part.path}.{next(iter(layers))}")
+        statistics, moved = self._observe(index, part, block, next(iter(layers)))
 
         def solve(item: tuple[str, nn.Module]) -> tuple[QTensor, float]:
             name, layer = item
-            assert isinstance(layer, nn.Linear)
-            path = f"{part.path}.{name}"
-            return self._solve(path, layer.weight, self.plan.formats[path], statistics)
+            path, w, target = f"{part.path}.{name}", layer.get_parameter("weight"), None
+            if statistics is not None and moved is not None:
+                target = made_up(w, moved, statistics, self.plan.recipe.drift)
+            return self._solve(path, w, self.plan.formats[path], statistics, target)
 
         found = dict(zip(layers, self.workers.map(solve, layers.items()), strict=True))
         if self.plan.recipe.propagate:
@@ -199,9 +165,26 @@ class Run:
                 layer.weight = nn.Parameter(found[name][0].dequantize(), requires_grad=False)
         return found
 
-    def _solve(self, name: str, w: Tensor, fmt: Format, statistics: Hessian | None) -> tuple[QTensor, float]:
-        """The packed weight and its output error relative to the output (to the weight, without statistics)."""
-        q = self.plan.recipe.solver.solve(w, fmt, statistics)
+    def _observe(self, index: int, part: Block, block: nn.Module, name: str) -> tuple[Hessian | None, Tensor | None]:
+        """Of the inputs of a linear: their Hessian, and how they drifted where weights make up for that."""
+        if not self.plan.recipe.solver.needs_hessian:
+            return None, None
+        path, batches, map = f"{part.path}.{name}", self.batches(), self.workers.map
+        with quick_products():
+            if self.original is not None:
+                return self.original.observe(self._through(index), block, name, batches, map, path)
+            run, layer = self._runner(index, block), block.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            return hessian(map(lambda batch: gram(run, layer, batch), batches), path), None
+
+    def _solve(
+        self, name: str, w: Tensor, fmt: Format, statistics: Hessian | None, target: Tensor | None = None
+    ) -> tuple[QTensor, float]:
+        """The packed weight and its output error relative to the output (to the weight, without statistics).
+
+        `target`: the weight that the codes are to be near to, if it is another one.
+        """
+        q = self.plan.recipe.solver.solve(w if target is None else target, fmt, statistics)
         decoded = q.dequantize()
         if not bool(decoded.isfinite().all()):
             raise WorkFailed(f"quantizing {name} gave non-finite weights: raise solver.damping.")
@@ -214,7 +197,7 @@ class Run:
         if part.router is None or not len(self.hidden):
             return {}
         run, router = self._runner(index, block), block.get_parameter(part.router)
-        seen = self.workers.map(lambda batch: second_choices(run, router, batch), self._batches())
+        seen = self.workers.map(lambda batch: second_choices(run, router, batch), self.batches())
         return {f"{part.path}.{part.mixture}": float(torch.cat(list(seen)).median())}
 
     def _expert_planes(self, name: str, solved: list[QTensor]) -> dict[str, Tensor]:
@@ -229,11 +212,10 @@ class Run:
         stack = block.get_parameter(relative)
         statistics: dict[int, Hessian | None] = {}
         if self.plan.recipe.solver.needs_hessian:
-            run = self._runner(index, block)
-            seen = self.workers.map(
-                lambda batch: expert_grams(run, stack, batch, self.plan.recipe.affinity), self._batches()
-            )
-            statistics = expert_hessians(seen, stack.shape[0], name)
+            run, affinity = self._runner(index, block), self.plan.recipe.affinity
+            with quick_products():
+                seen = self.workers.map(lambda batch: expert_grams(run, stack, batch, affinity), self.batches())
+                statistics = expert_hessians(seen, stack.shape[0], name)
         missing = [f"{name}[{e}]" for e, h in statistics.items() if h is None]
         for label in missing:
             log.warning("%s saw no calibration token: solved from its weights alone", label)
@@ -273,25 +255,26 @@ class Run:
 
     def _advance(self, index: int, block: nn.Module) -> None:
         """Outputs of the block as it is now become the inputs of the next."""
-        run = self._runner(index, block)
-        outputs = self.workers.map(run, self._batches())
-        for start, out in zip(range(0, len(self.hidden), self.batch), outputs, strict=True):
-            if not bool(out.isfinite().all()):
-                raise WorkFailed(f"block {index} gives non-finite outputs on the calibration text.")
-            self.hidden[start : start + self.batch] = out
+        with quick_products():
+            if self.original is not None:
+                self.original.advance(self._through(index), self.workers.map)
+            outputs = self.workers.map(self._runner(index, block), self.batches())
+            for batch, out in zip(self.batches(), outputs, strict=True):
+                if not bool(out.isfinite().all()):
+                    raise WorkFailed(f"block {index} gives non-finite outputs on the calibration text.")
+                batch.copy_(out)
 
     def _runner(self, index: int, block: nn.Module) -> Callable[[Tensor], Tensor]:
-        return lambda batch: self.calls[len(batch)][index].run(block, batch)
+        return partial(self._through(index), block)
 
-    def _batches(self) -> list[Tensor]:
+    def _through(self, index: int) -> Through:
+        return lambda block, batch: self.calls[len(batch)][index].run(block, batch)
+
+    def batches(self) -> list[Tensor]:
+        """Views of `hidden` that run through a block together."""
         return [self.hidden[start : start + self.batch] for start in range(0, len(self.hidden), self.batch)]
 
 
 def block_part(index: int) -> str:
     """The journal's name of a block."""
     return f"block-{index:05}"
-
-
-def table_part(name: str) -> str:
-    """The journal's name of an embedding or head."""
-    return name.replace(".", "-")

@@ -24,8 +24,10 @@ from bitwright.engine.elastic import Ranking
 from bitwright.engine.estimate import BATCH, sequence_length, threads_for
 from bitwright.engine.job import Job
 from bitwright.engine.journal import Journal
+from bitwright.engine.original import Original
 from bitwright.engine.plan import Plan, make_plan, refuse_unreachable
-from bitwright.engine.quantize import Probe, Progress, Run, block_part, table_part
+from bitwright.engine.quantize import Probe, Progress, Run, block_part
+from bitwright.engine.tables import solve_tables, table_part
 from bitwright.engine.verify import verified
 from bitwright.engine.workers import Workers, cores, return_memory_at_once
 from bitwright.errors import Refused, WorkFailed
@@ -106,7 +108,7 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None, prepare
         return_memory_at_once()
     with lock(job.out):
         source, structure, plan = prepared or prepare(job, progress)
-        threads = threads_for(job, source, structure)
+        threads = threads_for(job, source, structure, plan.recipe)
         ids, row = calibration(job, source, progress) if plan.needs_text else (None, None)
         identity = _identity(job, source, plan, row)
         journal = Journal(job.out, identity)
@@ -115,7 +117,7 @@ def quantize(job: Job, progress: Progress = lambda what, done, of: None, prepare
             seen = ids if plan.needs_inputs else None
             run = _start(plan, source, structure, journal, workers, seen, progress)
             run.blocks()
-            run.tables()
+            solve_tables(run)
             tensor = _stored(plan, source, structure, journal)
             ranking = None
             if plan.contents.steps:
@@ -203,7 +205,12 @@ def _start(
     if plan.recipe.refiner is not None:
         calls.setdefault(1, record_calls(model, source, structure, ids[:1])[1])
     targets = None if plan.recipe.refiner is None else _mapped(journal.folder / "targets.bin", tuple(hidden.shape))
-    return Run(plan, source, structure, model, journal, workers, BATCH, progress, hidden, calls, probe, targets)
+    original = None
+    if plan.recipe.drift and plan.recipe.solver.needs_hessian:
+        original = Original(_mapped(journal.folder / "original.bin", tuple(hidden.shape)).copy_(hidden), BATCH)
+    return Run(
+        plan, source, structure, model, journal, workers, BATCH, progress, hidden, calls, probe, targets, original
+    )
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
