@@ -18,10 +18,12 @@ size_t run_bytes(const MatrixView& m, int kind, int tokens) {
   return round_up(size_t(m.runs[kind].of[m.groups].start) * unit * tokens, kVector) + kVector;
 }
 
-// The first run kind whose activations are multiplied by the same vector: they share codes, scales and sums.
+// Whether two run kinds share codes, scales and sums: activations are multiplied by the same vector, and all count.
+bool alike(const Runs& a, const Runs& b) { return a.inputs == b.inputs && a.picked == b.picked; }
+
 int first_alike(const MatrixView& m, int kind) {
   int first = 0;
-  while (m.runs[first].inputs != m.runs[kind].inputs) first++;
+  while (!alike(m.runs[first], m.runs[kind])) first++;
   return first;
 }
 
@@ -36,6 +38,18 @@ void beside(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t ro
         std::memcpy(out + begin - first, rows + t * row + begin, size_t(end - begin));
       }
     }
+  }
+}
+
+// Codes of picked columns from rows whose bytes past the last column are zero, and their sums [groups][tokens].
+void pick(const MatrixView& m, const Runs& runs, const int8_t* rows, size_t row, int tokens, int8_t* out, float* sums) {
+  const int* column = runs.picked;
+  for (int g = 0; g < m.groups; g++, sums += tokens) {
+    int32_t total[kMaxTokens] = {};
+    for (int quads = runs.of[g].count * runs.unit / 4; quads; quads--, column += 4)
+      for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < 4; i++) total[t] += *out++ = rows[t * row + column[i]];
+    std::copy(total, total + tokens, sums);
   }
 }
 
@@ -151,8 +165,9 @@ void ActivationBlocks::fill(const Kernels& level, const MatrixView& m, const flo
     }
     const bool alone = size_ == 1 && tokens == 1;  // then words are multiplied in place
     for (int i = kind; i < m.run_kinds; i++) {
-      if (m.runs[i].inputs != inputs) continue;
-      if (alone && m.runs[i].order == Order::words && level.strides) order_strided(m, m.runs[i], rows.get(), row, block.codes[i]);
+      if (!alike(m.runs[i], m.runs[kind])) continue;
+      if (m.runs[i].picked) pick(m, m.runs[i], rows.get(), row, tokens, block.codes[i], block.sum[i]);
+      else if (alone && m.runs[i].order == Order::words && level.strides) order_strided(m, m.runs[i], rows.get(), row, block.codes[i]);
       else interleave(m, m.runs[i], rows.get(), row, tokens, block.codes[i]);
     }
   }

@@ -57,7 +57,7 @@ template <class Owners> TermSource source_of(nb::handle term, Owners& owners) {
   s.per_word = nb::cast<int>(term.attr("per_word")), s.table = array_of(term, "table", u8, owners);
   if (nb::isinstance<nb::int_>(width)) s.bits = nb::cast<int>(width);
   s.codes = array_of(term, "codes", u8, owners);
-  s.inputs = array_of(term, "inputs", f16, owners);
+  s.inputs = array_of(term, "inputs", f16, owners), s.picked = array_of(term, "picked", i32, owners);
   s.offset = nb::cast<float>(term.attr("offset"));
   if (!term.attr("group").is_none()) s.group = nb::cast<int>(term.attr("group"));
   return s;

@@ -37,8 +37,10 @@ class PlanReader {
     const nb::object table = source.attr("embedding");
     if (const PyMatrix* packed = matrix_of(table)) {
       const MatrixView& m = packed->get().view();
-      for (int i = 0; i < m.terms; i++)
-        require(!m.term[i].values && !m.runs[m.term[i].runs].inputs, "a packed embedding must have plain dense terms only");
+      for (int i = 0; i < m.terms; i++) {
+        const Runs& runs = m.runs[m.term[i].runs];
+        require(!m.term[i].values && !runs.inputs && !runs.picked, "a packed embedding must have plain dense terms only");
+      }
       require(m.rows == p.vocabulary && m.columns == p.hidden, "the embedding has the wrong shape");
       PyMatrix* head = nullptr;
       const bool tied = nb::try_cast(source.attr("head"), head) && head == packed;

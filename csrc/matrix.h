@@ -1,5 +1,6 @@
 // A weight as the kernels read it: checked terms, owned or viewed memory.
 #pragma once
+#include <algorithm>
 #include <deque>
 #include <string>
 #include <vector>
@@ -25,7 +26,7 @@ struct TermSource {
   bool base3 = false, trellis = false;
   int per_word = 0;
   int bits = 0;
-  Array codes, table, values, scales, mins, starts, counts, inputs;
+  Array codes, table, values, scales, mins, starts, counts, inputs, picked;
   float offset = 0;
   int group = 0;  // 0: the whole row
   int block = 0;
@@ -35,7 +36,8 @@ struct TermSource {
 
 // Whether activations are the same, in the same order, for matrices of the same columns and groups.
 inline bool same_order(const Runs& a, const Runs& b) {
-  return a.unit == b.unit && a.order == b.order && a.inputs == b.inputs;
+  return a.unit == b.unit && a.order == b.order && a.inputs == b.inputs && !a.picked == !b.picked &&
+         std::equal(a.picked, a.picked + a.places, b.picked, b.picked + b.places);
 }
 
 class Matrix {
@@ -58,6 +60,8 @@ class Matrix {
   void bitmap_of_offsets(const TermSource& source, Term& term);
   void keep_tail(Term& term, size_t value_bytes);
   int runs_of(int unit, const float* inputs, Order order = Order::quads);
+  int runs_of_picked(const Array& picked);
+  int add_runs(const Runs& wanted);
   const float* inputs_of(const Array& inputs);
   void rotate_inputs();
   void place_scratch();

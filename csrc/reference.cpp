@@ -20,6 +20,13 @@ int nm_code(const Term& t, int block, int row, int column) {
 // Codes [row][column] of one term, kAbsent where a sparse term has none.
 std::vector<int> term_codes(const MatrixView& m, const Term& t) {
   std::vector<int> codes(size_t(m.rows) * m.columns);
+  if (const Runs& runs = m.runs[t.runs]; runs.picked) {
+    codes.assign(codes.size(), kAbsent);
+    for (int n = 0; n < m.rows; n++)
+      for (int place = 0; place < runs.places; place++)
+        if (runs.picked[place] < m.columns) codes[size_t(n) * m.columns + runs.picked[place]] = dense_code(t, n, place);
+    return codes;
+  }
   for (int n = 0; n < m.rows; n++)
     for (int k = 0; k < m.columns; k++)
       codes[size_t(n) * m.columns + k] = !t.values              ? dense_code(t, n, k)

@@ -32,11 +32,14 @@ struct Run {
 enum class Order { quads, gathered, words };
 
 // Columns are walked in units: 32 of a field plane or bitmap, 20 of a base-3 plane, one block of an n:m plane. A unit that two
-// groups share is in the runs of both, and in each of them the activations of the other group are zero.
+// groups share is in the runs of both, and in each of them the activations of the other group are zero. Where codes are of
+// picked columns only, those of every group begin a unit.
 struct Runs {
   int unit;
   Order order;
   const float* inputs;  // [columns]: activations are multiplied by it before they become codes; null: they are not
+  const int* picked;    // [places]: columns of the codes, the matrix's own number of columns: none; null: all columns
+  int places;
   const Run* of;  // [groups + 1]; behind the last, the start tells how many there are
 };
 

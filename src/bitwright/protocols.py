@@ -64,6 +64,8 @@ class Dense:
     `scales`, `mins` f16 [tiles, G, 16]; without `mins` the min is scale * `offset`;
     `group` columns share a scale (None: the whole row); activations are scaled per `activation_group`.
     `inputs` f16 [C]: the term's activations are multiplied by it before they become int8 codes.
+    `picked` int32 [n], in their order: the only columns that there are codes for, those of every activation group from
+    a new block of 32 on (see `_layout.pack_picked`).
     `rotated`: activations are rotated before anything else (`rotation.py`); all terms of a weight are alike in that.
     """
 
@@ -77,6 +79,7 @@ class Dense:
     inputs: Tensor | None = None
     table: Tensor | None = None
     per_word: int = 0
+    picked: Tensor | None = None
     rotated: bool = False
 
 

@@ -178,6 +178,21 @@ def bitmap(rng: np.random.Generator, mask: np.ndarray, bits: int, activation_gro
     return Operand(term, codes, mask, _spread(scale, mask.shape), _spread(low, mask.shape))
 
 
+def columns(rng: np.random.Generator, chosen: np.ndarray, shape: tuple[int, int], bits: int, group: int) -> Operand:
+    """Codes of the columns where `chosen` bool [C] only; those of every activation group begin a block of 32."""
+    codes = np.where(chosen, rng.integers(0, 1 << bits, shape), 0)
+    beside = []
+    for start in range(0, shape[1], group):
+        own = codes[:, start : start + group][:, chosen[start : start + group]]
+        beside += [own, np.zeros((shape[0], -own.shape[1] % 32), np.int64)]
+    scale, low = _row_wide(rng, shape)
+    plane, picked = field_planes(np.concatenate(beside, 1), bits), np.flatnonzero(chosen).astype(np.int32)
+    term = Dense(
+        torch.from_numpy(plane), bits, lanes(scale), lanes(low), 0.0, None, group, picked=torch.from_numpy(picked)
+    )
+    return Operand(term, codes, np.broadcast_to(chosen, shape), _spread(scale, shape), _spread(low, shape))
+
+
 def offsets(rng: np.random.Generator, mask: np.ndarray, bits: int, activation_group: int) -> Operand:
     rows, columns = mask.shape
     codes = np.where(mask, rng.integers(0, 1 << bits, mask.shape), 0)

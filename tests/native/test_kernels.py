@@ -31,6 +31,8 @@ SPARSE = (
     "binary+128",
     "trellis64+64",
     "trellis20+bitmap8",
+    "binary+columns4",
+    "columns8+planes",
 )
 KINDS = [*range(1, 9), "base3", *TRELLIS, *SPARSE]
 TOKENS = (1, 2, 3, 5, 17, 33, 70)
@@ -67,6 +69,13 @@ def operands(kind: int | str, shape: tuple[int, int], activation_group: int, gro
                 packing.trellis(rng, shape, 20, group, activation_group),
                 packing.bitmap(rng, mask, 8, activation_group),
             ]
+        case "binary+columns4":
+            chosen = rng.random(shape[1]) < 0.2
+            chosen[:activation_group], chosen[-1] = False, True  # none in the first of several groups
+            return [dense(1, -0.5), packing.columns(rng, chosen, shape, 4, activation_group)]
+        case "columns8+planes":
+            chosen = np.arange(shape[1]) % 3 == 1
+            return [packing.columns(rng, chosen, shape, 8, activation_group), dense(2), dense(1)]
         case "base3+64":
             return [dense("base3", -1.0), packing.blocks(rng, shape, 64, activation_group)]
     return [dense(1), packing.blocks(rng, shape, 128, activation_group)]

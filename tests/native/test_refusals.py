@@ -22,8 +22,11 @@ BITMAP = packing.bitmap(RNG, RNG.random(SHAPE) < 0.1, 8, 40).term
 OFFSETS = packing.offsets(RNG, RNG.random(SHAPE) < 0.1, 8, 40).term
 BLOCKS = packing.blocks(RNG, SHAPE, 64, 40).term
 WORDS = packing.trellis(RNG, SHAPE, 16, None, 128).term
+COLUMNS = packing.columns(RNG, RNG.random(SHAPE[1]) < 0.2, SHAPE, 4, 40).term
 assert isinstance(DENSE, Dense)
 assert isinstance(WORDS, Dense)
+assert isinstance(COLUMNS, Dense)
+assert COLUMNS.picked is not None
 assert WORDS.table is not None
 assert isinstance(BITMAP, Sparse)
 assert isinstance(OFFSETS, Sparse)
@@ -43,6 +46,13 @@ assert isinstance(BLOCKS, Sparse)
         (DENSE, {"width": "base4"}, "width must be 1 to 8"),
         (DENSE, {"width": "trellis", "per_word": 18}, "per_word must be 12, 16, 20"),
         (WORDS, {"table": WORDS.table.sort().values}, "must be the first, negated"),
+        (COLUMNS, {"picked": COLUMNS.picked + 200}, "picked names a column outside"),
+        (COLUMNS, {"picked": COLUMNS.picked - 200}, "picked must name columns in their order"),
+        (COLUMNS, {"picked": COLUMNS.picked.flip(0).contiguous()}, "picked must name columns in their order"),
+        (COLUMNS, {"picked": COLUMNS.picked[:0]}, "picked names no column"),
+        (COLUMNS, {"picked": torch.arange(200, dtype=torch.int32)}, "codes has shape"),
+        (COLUMNS, {"picked": COLUMNS.picked.long()}, "picked has the wrong element type"),
+        (COLUMNS, {"width": "base3"}, "picked columns need codes of 1 to 8 bits"),
         (DENSE, {"group": 60}, "group must be a multiple of activation_group"),
         (DENSE, {"activation_group": 0}, "activation_group must be 1 to"),
         (BITMAP, {"starts": BITMAP.starts + 1}, "starts must begin with 0"),

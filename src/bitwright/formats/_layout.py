@@ -33,6 +33,18 @@ def vectors(columns: int, width: int | str) -> int:
     return -(-columns // BLOCK) * width
 
 
+def pack_picked(codes: Tensor, width: int, picked: Tensor, group: int) -> Tensor:
+    """Codes [R, n] of the columns `picked` int64 [n], as `pack_codes`; those of each `group` columns begin a block."""
+    within = picked // group
+    counts = torch.bincount(within)
+    blocks = (counts + BLOCK - 1) // BLOCK
+    first = (blocks.cumsum(0) - blocks) * BLOCK - (counts.cumsum(0) - counts)  # of a group's codes, less those before
+    places = torch.arange(len(picked)) + first[within]
+    spread = codes.new_zeros(len(codes), int(blocks.sum()) * BLOCK)
+    spread[:, places] = codes
+    return pack_codes(spread, width)
+
+
 def pack_codes(codes: Tensor, width: int | str) -> Tensor:
     """Codes [R, C] -> uint8 [tiles, vectors, 64]; rows and columns are padded with code 0."""
     rows, columns = codes.shape

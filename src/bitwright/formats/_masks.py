@@ -94,20 +94,20 @@ class Bitmap:
 
 
 class WholeColumns:
-    """One bit a column; codes in the order of `Bitmap`, whose index and starts are made when a kernel asks for them."""
+    """One bit a column; codes in the order of `Bitmap`."""
 
     def pack(self, mask: Tensor, codes: Tensor, bits: int) -> Planes:
         """Planes of a mask and the codes under it."""
         return {"chosen": _layout.pack_flags(mask[0]), "salient": Bitmap().pack(mask, codes, bits)["salient"]}
 
-    def bitmap(self, planes: Planes, shape: Shape) -> Planes:
-        """The planes of `Bitmap` that say the same."""
-        mask = _layout.unpack_flags(planes["chosen"])[: shape[1]].expand(shape)
-        return Bitmap().pack(mask, mask, 8) | {"salient": planes["salient"]}
+    def columns(self, planes: Planes, shape: Shape) -> Tensor:
+        """Those that are salient, int64 [n]."""
+        return _layout.unpack_flags(planes["chosen"])[: shape[1]].nonzero().flatten()
 
     def unpack(self, planes: Planes, shape: Shape, bits: int) -> tuple[Tensor, Tensor]:
         """Mask and codes, 0 outside the mask."""
-        return Bitmap().unpack(self.bitmap(planes, shape), shape, bits)
+        mask = _layout.unpack_flags(planes["chosen"])[: shape[1]].expand(shape)
+        return Bitmap().unpack(Bitmap().pack(mask, mask, 8) | {"salient": planes["salient"]}, shape, bits)
 
     def planes(self, shape: Shape, count: int, bits: int) -> dict[str, PlaneSpec]:
         """Shapes of the planes."""

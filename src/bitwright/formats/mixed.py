@@ -19,7 +19,7 @@ from bitwright.groups import Params, groups, per_column
 from bitwright.partitions.columns import Columns
 from bitwright.partitions.salience import Salience
 from bitwright.partitions.slots import Slots
-from bitwright.protocols import ColumnStats, Operand, Partition, Planes, PlaneSpec, Sparse, Term
+from bitwright.protocols import ColumnStats, Dense, Operand, Partition, Planes, PlaneSpec, Sparse, Term
 
 
 @dataclass(frozen=True)
@@ -158,14 +158,13 @@ class Mixed:
         return self.low.flaw(planes, shape) or self._codec.flaw(planes, shape, self.by.count(shape))
 
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
-        """Dense terms and a sparse one on top."""
+        """Dense terms and a sparse one on top, or one of whole columns."""
         low = self.low.terms(planes, shape)
-        where = self.where
         if isinstance(self._codec, WholeColumns):
-            planes, where = planes | self._codec.bitmap(planes, shape), "bitmap"
-        index = {"bitmap": "mask", "offsets": "offsets", "nm": "index"}[where]
+            return (*low, *self._whole(self._codec, planes, shape, low[0].activation_group))
+        index = {"bitmap": "mask", "offsets": "offsets", "nm": "index"}[self.where]
         sparse = Sparse(
-            where=where,
+            where=self.where,
             index=planes[index],
             values=planes["salient"],
             bits=self.salient_bits,
@@ -177,6 +176,16 @@ class Mixed:
             activation_group=low[0].activation_group,
         )
         return (*low, sparse)
+
+    def _whole(self, codec: WholeColumns, planes: Planes, shape: tuple[int, int], group: int) -> tuple[Dense, ...]:
+        """The salient columns, codes beside each other; nothing where there are none."""
+        picked = codec.columns(planes, shape)
+        if not len(picked):
+            return ()
+        codes = codec.unpack(planes, shape, self.salient_bits)[1][:, picked]
+        scales, mins = planes["salient_scales"], planes["salient_mins"]
+        packed = _layout.pack_picked(codes, self.salient_bits, picked, group)
+        return (Dense(packed, self.salient_bits, scales, mins, 0.0, None, group, picked=picked.to(torch.int32)),)
 
     def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
         """The low term, and the salient one under its mask."""

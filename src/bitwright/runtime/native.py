@@ -125,6 +125,7 @@ def _samples(generator: torch.Generator) -> Iterator[tuple[str, tuple[Term, ...]
     yield "base-3 codes", (base,)
     yield "rotated inputs", (replace(base, rotated=True), replace(_bitmap(4, generator), rotated=True))
     yield "input scales", (_dense(1, generator), _scaled(generator), _scaled(generator))
+    yield "picked columns", (base, _picked(generator))
     for bits in (4, 8):
         yield f"{bits}-bit values in a bitmap", (base, _bitmap(bits, generator))
     for block in (64, 128):
@@ -151,6 +152,15 @@ def _dense(width: int | str, generator: torch.Generator) -> Dense:
 
 def _scaled(generator: torch.Generator) -> Dense:
     return replace(_dense(1, generator), inputs=torch.randn(COLUMNS, generator=generator).half())
+
+
+def _picked(generator: torch.Generator) -> Dense:
+    """Every third column, each group's in one block."""
+    groups = -(-COLUMNS // GROUP)
+    assert GROUP <= 96
+    picked = torch.arange(0, COLUMNS, 3, dtype=torch.int32)
+    scales, mins = _scales(1, generator), _scales(1, generator)
+    return Dense(_bytes(4 * groups, generator), 4, scales, mins, 0.0, None, GROUP, picked=picked)
 
 
 def _words(per_word: int, generator: torch.Generator) -> Dense:
