@@ -99,15 +99,16 @@ columns of PTQ1.61, whose codes are put beside each other, and BinaryMoS, which 
 are stored bits a weight of the block linears, with scales, masks and padding; "paper" is what the paper counts. No
 method is trained here; `bitwright train` does that, from these models ([training](training.md)). The embedding, tied
 with the head, has 8 bits in all of them (29 MB of each file). "Rotated": planes of weights whose inputs are
-[spread](quality.md#rotated-inputs), which is no part of the paper. Single layers are compared in [layer errors](layer-errors.md).
+[spread](quality.md#rotated-inputs), which is no part of the paper. Single layers are compared in
+[layer errors](layer-errors.md).
 
 SmolLM2-135M-Instruct (float: 19.9), WikiText-2 test, first {WINDOWS} windows of 2048 tokens, 8-bit activations;
 calibration on {TOKENS} tokens of C4; 2 cores of a Zen 4 server that did other work as well (2026-11-22; these rows
 were kept as rounded) or of a Zen 5 EPYC virtual machine (2026-11-30), so tokens a second compare within a day only
 and seconds of `quantize` are upper bounds. "In memory" is what the process holds more, buffers included
 (`benchmarks/memory.py`). llama.cpp's types in the same linears: 65.1 at 2.63 bits (Q2_K), 612 at 2.06 (IQ2_XXS), 1272
-at 1.75 (IQ1_M). Rotated rows have blocks of columns rotated apart, as it was then. The columns of PTQ1.61 ran as bitmaps
-in these rows; at 1.89 bits it takes 68 MB in memory now (87 then) and decodes 1.8 times as fast (664 and 360 tokens a
+at 1.75 (IQ1_M). Rotated rows have blocks of columns rotated apart, as it was then. The columns of PTQ1.61 ran as
+bitmaps in these rows; at 1.89 bits it takes 68 MB in memory now (87 then) and decodes 1.8 times as fast (664 and 360 tokens a
 second, two threads, `bitwright bench` with the build before and after one after the other, 2026-11-30; codes rounded to
 nearest, which changes neither).
 
