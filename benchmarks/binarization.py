@@ -108,9 +108,9 @@ were kept as rounded) or of a Zen 5 EPYC virtual machine (2026-11-30), so tokens
 and seconds of `quantize` are upper bounds. "In memory" is what the process holds more, buffers included
 (`benchmarks/memory.py`). llama.cpp's types in the same linears: 65.1 at 2.63 bits (Q2_K), 612 at 2.06 (IQ2_XXS), 1272
 at 1.75 (IQ1_M). Rotated rows have blocks of columns rotated apart, as it was then. The columns of PTQ1.61 ran as
-bitmaps in these rows; at 1.89 bits it takes 68 MB in memory now (87 then) and decodes 1.8 times as fast (664 and 360 tokens a
-second, two threads, `bitwright bench` with the build before and after one after the other, 2026-11-30; codes rounded to
-nearest, which changes neither).
+bitmaps in these rows; at 1.89 bits it takes 68 MB in memory now (87 then) and decodes 1.8 times as fast (664 and 360
+tokens a second, two threads, `bitwright bench` with the build before and after one after the other, 2026-11-30; codes
+rounded to nearest, which changes neither).
 
 More text to calibrate on, and blocks that are mixed, count for much: the first rotated row of ARB-LLM below (2.72
 bits, 61.0) with `--tokens 40960` of C4 and Wikipedia has perplexity **51.1 ± 5.7**, KL 0.95 (2026-11-30; two `--data`,
