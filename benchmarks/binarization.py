@@ -94,8 +94,8 @@ COLUMNS = (1.1, 1.6, 2.1, 2.7)
 HEAD = f"""# Binarization, stored and run
 
 Every method below is a recipe: it makes a packed model whose file is as small as the column says, and which the
-kernels run as it lies on disk, but for the planes of STBLLM, which become ternary ones of 2 bits when they are loaded, the
-columns of PTQ1.61, whose codes are put beside each other, and BinaryMoS, which torch runs module by module. "Bits"
+kernels run as it lies on disk, but for the planes of STBLLM, which become ternary ones of 2 bits when they are loaded,
+the columns of PTQ1.61, whose codes are put beside each other, and BinaryMoS, which torch runs module by module. "Bits"
 are stored bits a weight of the block linears, with scales, masks and padding; "paper" is what the paper counts. No
 method is trained here; `bitwright train` does that, from these models ([training](training.md)). The embedding, tied
 with the head, has 8 bits in all of them (29 MB of each file). "Rotated": planes of weights whose inputs are
