@@ -50,10 +50,11 @@ class Original:
         return found, moved.mul_(2 / found.tokens if found else 0).float()
 
     def advance(self, through: Through, map: Map) -> None:
-        """What the block puts out becomes the inputs of the next."""
+        """What the block puts out becomes the inputs of the next; the block is let go."""
         outputs = map(lambda batch: through(self.block, batch), self._batches())
         for batch, out in zip(self._batches(), outputs, strict=True):
             batch.copy_(out)
+        self.block = nn.Module()
 
     def _batches(self) -> list[Tensor]:
         return [self.hidden[start : start + self.size] for start in range(0, len(self.hidden), self.size)]
