@@ -112,6 +112,17 @@ TermSource blocks(Store& store, int block) {
   return t;
 }
 
+// Every third column, those of each group in one unit.
+TermSource columns(Store& store, int bits) {
+  TermSource t = dense(store, bits, 0);
+  t.picked = store.bytes({(kColumns + 2) / 3}, 1, 4);
+  int32_t* picked = reinterpret_cast<int32_t*>(const_cast<uint8_t*>(t.picked.data));
+  for (int k = 0; k < kColumns; k += 3) picked[k / 3] = k;
+  t.codes = store.bytes({kTiles, size_t((kColumns + kGroup - 1) / kGroup * bits), kVector}, 256);
+  t.mins = store.halves({kTiles, 1, kLanes});
+  return t;
+}
+
 TermSource codebook(Store& store) {
   TermSource t = dense(store, 4);
   t.table = store.bytes({16}, 256);
@@ -155,6 +166,7 @@ void check_matrices() {
   TermSource scaled = dense(store, 1);
   scaled.inputs = store.halves({kColumns});
   check("input scales", {dense(store, 1), scaled});
+  for (int bits : {4, 8}) check("columns", {scaled, columns(store, bits)});
   TermSource rotated = dense(store, 2);
   rotated.rotated = scaled.rotated = true;
   check("rotated inputs", {rotated, scaled});
