@@ -11,16 +11,10 @@
 namespace bitwright {
 namespace {
 
-int parts(int n, int size) { return (n + size - 1) / size; }
-
 std::string shape_text(const std::vector<size_t>& shape) {
   std::string text = "[";
   for (size_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
   return text + "]";
-}
-
-void require(bool ok, const std::string& message) {
-  if (!ok) throw std::invalid_argument(message);
 }
 
 void require_shape(const Array& a, const char* name, const std::vector<size_t>& shape) {
@@ -236,51 +230,6 @@ const float* Matrix::inputs_of(const Array& a) {
   return scales;
 }
 
-int Matrix::runs_of(int unit, const float* inputs, Order order) {
-  const MatrixView& m = view_;
-  std::vector<Run>& runs = kinds_.emplace_back(m.groups + 1);
-  for (int g = 0; g < m.groups; g++) {
-    const int from = g * m.group, to = std::min(from + m.group, m.columns);
-    runs[g].first = from / unit, runs[g].count = parts(to, unit) - runs[g].first;
-    runs[g + 1].start = runs[g].start + runs[g].count;
-  }
-  return add_runs({unit, order, inputs, nullptr, 0, runs.data()});
-}
-
-int Matrix::runs_of_picked(const Array& picked) {
-  constexpr int unit = 32;
-  const MatrixView& m = view_;
-  const int32_t* columns = reinterpret_cast<const int32_t*>(picked.data);
-  const size_t count = picked.bytes / sizeof(int32_t);
-  require(count > 0, "picked names no column");
-  std::vector<Run>& runs = kinds_.emplace_back(m.groups + 1);
-  std::vector<int> places;
-  size_t k = 0;
-  for (int g = 0; g < m.groups; g++) {
-    runs[g].first = runs[g].start = int(places.size()) / unit;
-    for (const int to = std::min((g + 1) * m.group, m.columns); k < count && columns[k] < to; k++) {
-      require(columns[k] > (k ? columns[k - 1] : -1), "picked must name columns in their order");
-      places.push_back(columns[k]);
-    }
-    places.resize(size_t(parts(int(places.size()), unit)) * unit, m.columns);
-    runs[g].count = int(places.size()) / unit - runs[g].first;
-  }
-  require(k == count, "picked names a column outside the matrix");
-  runs[m.groups].start = int(places.size()) / unit;
-  int* held = own<int>(places.size());
-  std::copy(places.begin(), places.end(), held);
-  bytes_ += places.size() * sizeof(int);
-  return add_runs({unit, Order::quads, nullptr, held, int(places.size()), runs.data()});
-}
-
-int Matrix::add_runs(const Runs& wanted) {
-  MatrixView& m = view_;
-  for (int i = 0; i < m.run_kinds; i++)
-    if (same_order(m.runs[i], wanted)) return i;
-  m.runs[m.run_kinds] = wanted;
-  return m.run_kinds++;
-}
-
 void Matrix::rotate_inputs() {
   const auto hold_all = [&](const std::vector<float>& numbers) {
     float* held = own<float>(numbers.size());
@@ -319,11 +268,6 @@ const uint8_t* Matrix::hold(const Array& a) {
   uint8_t* copy = own<uint8_t>(a.bytes + 1);  // never null: null values mean a dense term
   if (a.bytes) std::memcpy(copy, a.data, a.bytes);
   return copy;
-}
-
-template <class T> T* Matrix::own(size_t count) {
-  memory_.push_back(allocate_zeros(count * sizeof(T)));
-  return reinterpret_cast<T*>(memory_.back().get());
 }
 
 }  // namespace bitwright

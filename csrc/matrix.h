@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <deque>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,12 @@
 #include "memory.h"
 
 namespace bitwright {
+
+inline int parts(int n, int size) { return (n + size - 1) / size; }
+
+inline void require(bool ok, const std::string& message) {
+  if (!ok) throw std::invalid_argument(message);
+}
 
 // An array that somebody else owns.
 struct Array {
@@ -66,7 +73,10 @@ class Matrix {
   void rotate_inputs();
   void place_scratch();
   const uint8_t* hold(const Array& array);
-  template <class T> T* own(size_t count);
+  template <class T> T* own(size_t count) {
+    memory_.push_back(allocate_zeros(count * sizeof(T)));
+    return reinterpret_cast<T*>(memory_.back().get());
+  }
 
   MatrixView view_{};
   size_t bytes_ = 0;

@@ -35,7 +35,13 @@ class Recipe:
         if not 0 <= self.drift <= 1:
             raise BadField(self, "drift", self.drift, "give 0 to 1")
         if self.drift and not self.propagate:
-            raise BadField(self, "drift", self.drift, "inputs of the float model have lost nothing: give 0")
+            raise BadField(
+                self, "drift", self.drift, "without propagate no input has lost anything: give drift=0 as well"
+            )
+        if self.drift and not self.solver.needs_hessian:
+            raise BadField(
+                self, "drift", self.drift, f"{self.solver.kind} does not look at inputs: give drift=0 as well"
+            )
 
     def format_of(self, *names: str) -> Format | None:
         """The format of a linear, None where it is kept; an expert goes by its own name and by that of its stack."""

@@ -90,7 +90,7 @@ def test_weights_make_up_for_what_their_inputs_have_lost(
     for drift in ("0", "1"):
         run(tiny_model, tmp_path / drift, settings={"format.bits_per_code": "2", "drift": drift}, tokens=8192)
         lost[drift] = float((hidden(load(tmp_path / drift)) - wanted).square().mean())
-    assert lost["1"] < 0.97 * lost["0"]
+    assert lost["1"] < 0.6 * lost["0"]
 
 
 @pytest.mark.parametrize("stop", [1, 2])
@@ -108,7 +108,10 @@ def test_an_interrupted_run_with_drift_goes_on_to_the_same_bytes(
     assert sha256(tmp_path / "parts") == sha256(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("settings", [{"drift": "1.5"}, {"drift": "0.5", "propagate": "false"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"drift": "1.5"}, {"drift": "0.5", "propagate": "false"}, {"drift": "0.5", "solver": '{"kind": "rtn"}'}],
+)
 def test_drift_that_cannot_be_is_refused(
     tiny_model: Path, tmp_path: Path, run: Callable[..., Any], settings: dict[str, str]
 ) -> None:

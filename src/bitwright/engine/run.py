@@ -206,7 +206,7 @@ def _start(
         calls.setdefault(1, record_calls(model, source, structure, ids[:1])[1])
     targets = None if plan.recipe.refiner is None else _mapped(journal.folder / "targets.bin", tuple(hidden.shape))
     original = None
-    if plan.recipe.drift and plan.recipe.solver.needs_hessian:
+    if plan.recipe.drift:
         original = Original(_mapped(journal.folder / "original.bin", tuple(hidden.shape)).copy_(hidden), BATCH)
     return Run(
         plan, source, structure, model, journal, workers, BATCH, progress, hidden, calls, probe, targets, original
