@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from bitwright.artifact.read import open_artifact
+from bitwright.engine.job import Job
+from bitwright.engine.run import quantize
 from bitwright.errors import BadField, BadInput, Refused
 from bitwright.learning import Learning
+from bitwright.runtime.load import load
 from bitwright.tune import course
 
 Run = Callable[..., Any]
@@ -84,3 +87,12 @@ def test_refusals(packed: Path, tmp_path: Path, run: Run) -> None:
     with pytest.raises(BadField, match=r"sclaes.*scale"):
         run(tmp_path / "out", learning=Learning(batch=2, length=32, frozen=("sclaes",)))
     assert not list(tmp_path.glob("out*.journal"))  # nothing that would refuse the next try
+
+
+def test_a_tied_embedding_in_floats_is_the_head_too(tiny_model: Path, tmp_path: Path, run: Run) -> None:
+    quantize(Job(model=str(tiny_model), out=tmp_path / "floats", recipe="rtn", settings={"embedding": "null"}))
+    assert "lm_head" not in dict(open_artifact(tmp_path / "floats").quantization.tied)
+    model = load(tmp_path / "floats")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    result = run(tmp_path / "tuned", artifact=tmp_path / "floats")
+    assert result.manifest.tuning.after < result.manifest.tuning.before

@@ -74,6 +74,7 @@ def assemble(
         module.fill({role: tensor(f"{weight.name}.{role}") for role in planes})
     for name in kept:
         place(model, name, tensor(name))
+    model.tie_weights()  # a head to an embedding that is no packed one
     left = [name for name, value in model.state_dict(keep_vars=True).items() if value.is_meta]
     if left:
         raise BadArtifact(f"the artifact holds no {left[0]} ({len(left)} tensors missing): write it again.")

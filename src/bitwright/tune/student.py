@@ -116,6 +116,7 @@ class Student:
         self.matrices: dict[str, list[Matrix]] = {}  # of those owned; one, or one an expert
         for name in artifact.kept:
             place(self.model, name, artifact.tensor(name))
+        self.model.tie_weights()
         table = self.model.get_input_embeddings()
         fixed = {id(table), id(self.model.get_output_embeddings())} - {id(None)}
         for weight in artifact.weights():
