@@ -21,6 +21,7 @@ SHAPES = [
     (40, 320, 80, 160),
     (33, 96, 20, 20),
     (36, 1300, 64, 64),  # three stretches of columns
+    (18, 1000, 644, None),  # sums that float32 cannot hold
 ]
 TRELLIS = ("trellis12", "trellis16", "trellis20", "trellis24", "trellis28", "trellis40", "trellis64")
 SPARSE = (

@@ -18,6 +18,9 @@ from bitwright.protocols import Adaptive, ColumnStats, Elastic, Format, Operand,
 from bitwright.rotation import restored, rotated, spread
 from bitwright.turned import Turned
 
+ALIKE = 640  # columns that share an activation scale, of about one size where they are rotated; kernels take as many
+UNIT = 32  # columns that a kernel unpacks together
+
 
 @dataclass(frozen=True)
 class Rotated:
@@ -106,8 +109,15 @@ class Rotated:
         return self.inner.flaw(planes, shape)
 
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
-        """Those of `inner`, of rotated inputs."""
-        return tuple(replace(term, rotated=True) for term in self.inner.terms(planes, shape))
+        """Those of `inner`, of rotated inputs, more of which share a scale where weights of a row share one."""
+        terms = self.inner.terms(planes, shape)
+        group = terms[0].activation_group if self.group else self._activation_group(shape[1])
+        return tuple(replace(term, rotated=True, activation_group=group) for term in terms)
+
+    def _activation_group(self, columns: int) -> int:
+        """Equal parts of up to `ALIKE` columns, in steps of what is coded jointly."""
+        step = self.step if self.step > 1 else UNIT
+        return -(-columns // -(-columns // ALIKE) // step) * step
 
     def operands(self, planes: Planes, shape: tuple[int, int]) -> tuple[Operand, ...]:
         """Those of `inner`, of rotated inputs."""

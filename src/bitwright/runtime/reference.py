@@ -10,6 +10,7 @@ from bitwright.protocols import Operand
 from bitwright.rotation import rotated_inputs
 
 LARGEST_CODE = 127
+EXACT = 2**24 // (255 * LARGEST_CODE)  # columns whose products float32 adds up exactly
 
 
 def quantize_activations(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -48,8 +49,8 @@ def integer_matmul(x: Tensor, operands: tuple[Operand, ...], activation_group: i
         q, d = quantized[id(operand.inputs)]
         for g, run in enumerate(groups(x.shape[1], activation_group)):
             part = q[:, run]
-            # float32 holds these integer sums exactly: 255 * 127 * 160 < 2^24
-            a = part @ operand.codes[:, run].float().t()
+            exact = torch.float32 if part.shape[1] <= EXACT else torch.float64
+            a = (part.to(exact) @ operand.codes[:, run].to(exact).t()).float()
             if operand.mask is None:
                 total = part.sum(1, keepdim=True)
             else:
