@@ -47,6 +47,7 @@ SIX = '{"kind":"rotated","inner":{"kind":"integer","bits_per_code":6,"group":64,
 FINE_TURNED = f'rules=[["*.v_proj",{SIX}],["*.k_proj",{SIX}]]'
 FOUR = ("--set", "format.salient_bits=4")
 GPTQ = ("--set", 'solver={"kind":"gptq"}')
+DRIFT = ("--set", "drift=0.5")
 # name: recipe, further arguments, what the paper counts as bits
 ROWS: dict[str, tuple[str, list[str], str]] = {
     "ARB-LLM, group 64, v 6 bits, k 4": ("arb-llm", ["--set", "format.group=64", "--set", FINE], "1.09"),
@@ -62,6 +63,7 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "BinaryMoS, start": ("binary-mos", [], "1.05"),
     "PB-LLM, 10 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.1", *FOUR], "1.3"),
     "PB-LLM, 30 % at 4 bits": ("pb-llm", ["--set", "format.by.share=0.3", *FOUR], "1.9"),
+    "PB-LLM, 30 % at 4 bits, drift": ("pb-llm", [*DRIFT, "--set", "format.by.share=0.3", *FOUR], "1.9"),
     "PB-LLM, 10 % at 4 bits, GPTQ alone": ("pb-llm", [*GPTQ, "--set", "format.by.share=0.1", *FOUR], "1.3"),
     "PB-LLM, 30 % at 4 bits, GPTQ alone": ("pb-llm", [*GPTQ, "--set", "format.by.share=0.3", *FOUR], "1.9"),
     "STBLLM 4:8": ("st-bllm", [], "0.55"),
@@ -69,6 +71,7 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "ARB-LLM at 1.1": ("arb-llm", ["--bits", "1.1"], "1.09"),
     "ARB-LLM at 1.6": ("arb-llm", ["--bits", "1.6"], "1.09"),
     "ARB-LLM at 2.1": ("arb-llm", ["--bits", "2.1"], "1.09"),
+    "ARB-LLM at 2.1, drift": ("arb-llm", [*DRIFT, "--bits", "2.1"], "1.09"),
     "ARB-LLM at 2.7": ("arb-llm", ["--bits", "2.7"], "1.09"),
     "BiLLM at 2.1": ("bi-llm", ["--bits", "2.1"], "1.08"),
     "PTQ1.61 at 2.1": ("ptq161", ["--bits", "2.1"], "1.61"),
