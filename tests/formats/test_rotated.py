@@ -105,12 +105,19 @@ def test_hessian_of_rotated_inputs() -> None:
     assert h.rotated().error(rotation.rotated(w)) == pytest.approx(h.error(w), rel=1e-4)
 
 
-@pytest.mark.parametrize("fmt", [Rotated(Integer(2, 64)), Rotated(Mixed())], ids=repr)
-@pytest.mark.parametrize("columns", [100, 576])
+def activation_group(fmt: Rotated, columns: int) -> int:
+    """That of weights' groups, or whole rows in equal parts of up to 640 columns."""
+    whole = {(28, 100): 112, (28, 576): 588, (28, 1250): 644, (1, 100): 128, (1, 576): 576, (1, 1250): 640}
+    return fmt.group or whole[fmt.step, columns]
+
+
+@pytest.mark.parametrize("fmt", [Rotated(Integer(2, 64)), Rotated(Mixed()), Rotated(Trellis(28))], ids=repr)
+@pytest.mark.parametrize("columns", [100, 576, 1250])
 def test_every_engine_multiplies_rotated_inputs(fmt: Rotated, columns: int) -> None:
     w, x = numbers(40, columns), numbers(19, columns, seed=1)
     q = Gptq().solve(w, fmt, None)
     terms = fmt.terms(q.planes, q.shape)
+    assert {term.activation_group for term in terms} == {activation_group(fmt, columns)}
     found = integer_matmul(x, fmt.operands(q.planes, q.shape), terms[0].activation_group)
     exact = x @ q.dequantize().t()
     assert (found - exact).norm() < 0.02 * exact.norm()
