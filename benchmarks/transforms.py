@@ -22,6 +22,7 @@ PLAIN, UNCLIPPED = "transforms=[]", "format.search=0"
 THREE, LONG = "format.bits_per_code=3", "format.group=128"
 TWO = "format.bits_per_code=2"
 ROTATED = 'format={"kind":"rotated","inner":{"kind":"integer","bits_per_code":%d,"group":%d,"search":20}}'
+WORDS_OF_20 = 'format={"kind":"rotated","inner":{"kind":"trellis","per_word":20}}'
 ROWS: dict[str, tuple[str, ...]] = {  # recipe and its settings
     "4 bits, rounding": ("rtn", LONG),
     "4 bits, rounding, clipped": ("awq", PLAIN),
@@ -40,6 +41,8 @@ ROWS: dict[str, tuple[str, ...]] = {  # recipe and its settings
     "3 bits, AutoRound": ("autoround", LONG),
     "3 bits, GPTQ, learned": ("gptq", LONG, LEARNED),
     "2 bits, GPTQ": ("gptq", TWO),
+    "3 bits, GPTQ, drift": ("gptq", LONG, "drift=0.5"),
+    "2 bits, GPTQ, drift": ("gptq", TWO, "drift=0.5"),
     "2 bits, GPTQ, rotated inputs": ("gptq", ROTATED % (2, 64)),
     "2 bits, OmniQuant": ("omniquant", TWO),
     "2 bits, AutoRound": ("autoround", TWO),
@@ -47,6 +50,18 @@ ROWS: dict[str, tuple[str, ...]] = {  # recipe and its settings
     "2 bits, trellis": ("trellis",),
     "2 bits, trellis, Hadamard": ("trellis", HADAMARD),
     "2 bits, trellis, rotated inputs": ("qtip",),
+    "3.2 bits, trellis": ("trellis", "format.per_word=20"),
+    "3 bits, GPTQ, group 64, rotated inputs": ("gptq", ROTATED % (3, 64)),
+    **{
+        f"{name}{part}": (recipe, *words, *settings)
+        for name, words in (("2 bits, parts: ", ()), ("3.2 bits, parts: ", (WORDS_OF_20,)))
+        for part, recipe, settings in (
+            ("all", "qtip", ()),
+            ("without drift", "qtip", ("drift=0",)),
+            ("without descent", "qtip", ('solver={"kind":"gptq","damping":0.1}',)),
+            ("without drift and propagation", "qtip", ("drift=0", "propagate=false")),
+        )
+    },
     "2 bits, trellis, learned": ("trellis", LEARNED),
     "8 bits, a scale a row": ("smoothquant", PLAIN),
     "8 bits, a scale a row, SmoothQuant": ("smoothquant",),
