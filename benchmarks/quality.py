@@ -63,7 +63,7 @@ for bits in (2.06, 3.06):
     ROWS[f"{bits} without allocation, rotation, tuned"] = Row("trellis", bits, UNIFORM, STEPS)
     ROWS[f"{bits} without rotation, long"] = Row("trellis", bits, steps=6 * STEPS)
     ROWS[f"{bits} without rotation, longest"] = Row("trellis", bits, steps=10 * STEPS)
-    ROWS[f"{bits} without propagation"] = Row("qtip", bits, ("--set", "propagate=false", "--set", "drift=0"))
+    ROWS[f"{bits} without propagation"] = Row("qtip", bits, ("--set", "propagate=false"))
     ROWS[f"{bits} without drift"] = Row("qtip", bits, ("--set", "drift=0"))
     ROWS[f"{bits} without hidden states, tuned"] = Row("qtip", bits, steps=STEPS, learning=(("hidden", 0.0),))
 

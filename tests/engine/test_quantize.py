@@ -15,6 +15,7 @@ from bitwright.artifact.read import open_artifact
 from bitwright.calibrate.tokens import builtin_text
 from bitwright.engine.job import Job
 from bitwright.engine.run import prepare
+from bitwright.engine.settings import choose
 from bitwright.errors import BadInput, BitwrightError, Refused
 from bitwright.models.source import open_source
 from bitwright.runtime.load import load, load_float
@@ -118,6 +119,12 @@ def test_drift_that_cannot_be_is_refused(
     with pytest.raises(BitwrightError, match="drift"):
         run(tiny_model, tmp_path / "x", settings=settings)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("settings", [{"propagate": "false"}, {"solver": '{"kind": "rtn"}'}])
+def test_drift_that_a_recipe_has_of_its_own_gives_way(settings: dict[str, str]) -> None:
+    assert choose("gptq", {}, None, [])[0].drift == 0.5
+    assert choose("gptq", settings, None, [])[0].drift == 0
 
 
 def test_without_propagation_statistics_are_those_of_the_float_model(

@@ -23,7 +23,9 @@ def choose(
     spec = to_spec(module.RECIPE)
     for path, text in settings.items():
         _put(spec, path, value(text))
-    recipe = build(Recipe, spec)
+    recipe = build(Recipe, spec | {"drift": 0.0})
+    if "drift" in settings or (recipe.propagate and recipe.solver.needs_hessian):  # else a recipe's own gives way
+        recipe = build(Recipe, spec)
     if bits is not None:
         recipe = module.at_bits(recipe, bits, shapes)
     return recipe, module.caution(recipe)

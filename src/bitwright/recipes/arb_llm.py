@@ -4,7 +4,8 @@ The paper's variants are settings. ARB: format.columns=none. ARB-RC (the default
 scale a column, for each plane. ARB-X, scales refitted under the Hessian, is the first half of the descent that both
 get here (3 rounds before it do what the paper's 15 do); solver={"kind": "gptq"} leaves it out. The column-group
 bitmap (break-points of their own for salient columns) is a format of kind "zoned" around the same planes,
-"alternating" in both zones, for 32 / group bits more.
+"alternating" in both zones, for 32 / group bits more. Here weights also make up for half of what inputs have lost (drift=0
+leaves it out).
 Stored bits a weight: planes * (1 + 16 / group + 16 / rows). The paper counts 1.09: the signs.
 """
 
@@ -18,7 +19,11 @@ from bitwright.recipes._bits import residual_at as at_bits
 from bitwright.solvers.descent import Descent
 
 RECIPE = Recipe(
-    "arb-llm", format=Residual(2, 128, rounds=3, columns="own"), solver=Descent(), embedding=Integer(8, 64, "symmetric")
+    "arb-llm",
+    format=Residual(2, 128, rounds=3, columns="own"),
+    solver=Descent(),
+    drift=0.5,
+    embedding=Integer(8, 64, "symmetric"),
 )
 
 # Few tensors need more than three planes, and integers hold those better.
