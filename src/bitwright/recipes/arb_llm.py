@@ -4,8 +4,8 @@ The paper's variants are settings. ARB: format.columns=none. ARB-RC (the default
 scale a column, for each plane. ARB-X, scales refitted under the Hessian, is the first half of the descent that both
 get here (3 rounds before it do what the paper's 15 do); solver={"kind": "gptq"} leaves it out. The column-group
 bitmap (break-points of their own for salient columns) is a format of kind "zoned" around the same planes,
-"alternating" in both zones, for 32 / group bits more. Here weights also make up for half of what inputs have lost (drift=0
-leaves it out).
+"alternating" in both zones, for 32 / group bits more. Here weights also make up for half of what inputs have lost
+(drift=0 leaves it out).
 Stored bits a weight: planes * (1 + 16 / group + 16 / rows). The paper counts 1.09: the signs.
 """
 

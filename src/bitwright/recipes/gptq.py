@@ -1,8 +1,8 @@
 """GPTQ (arXiv 2210.17323): integers chosen column by column, each error compensated by the columns to come.
 
-Ranges are searched under the Hessian diagonal and refined by least squares when the solver reaches a group. Half of what
-the inputs of a layer have lost is made up for by its weights (GPTAQ, arXiv 2504.02692): without that (drift=0) SmolLM2-135M
-has perplexity 34 instead of 29 at 3 bits.
+Ranges are searched under the Hessian diagonal and refined by least squares when the solver reaches a group. Half of
+what the inputs of a layer have lost is made up for by its weights (GPTAQ, arXiv 2504.02692): without that (drift=0)
+SmolLM2-135M has perplexity 34 instead of 29 at 3 bits.
 Stored bits a weight: width + 32 / group.
 """
 

@@ -2,8 +2,8 @@
 
 Salience is w^2 / u^2 (rise of the loss if the weight were dropped); both kinds go through one GPTQ loop, then through
 descent under the Hessian (solver={"kind": "gptq"} leaves it out). Damping is five times GPTQ's. Both measured
-better (docs/layer-errors.md). Weights make up for half of what inputs have lost: perplexity 43 instead of 69 at 30 % and
-4 bits (SmolLM2-135M; drift=0 leaves it out).
+better (docs/layer-errors.md). Weights make up for half of what inputs have lost: perplexity 43 instead of 69 at 30 %
+and 4 bits (SmolLM2-135M; drift=0 leaves it out).
 Stored bits a weight, with a bitmap: 1 (signs) + 1 (bitmap) + share * salient bits + 32 / group + 32 / columns.
 """
 
