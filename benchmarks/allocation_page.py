@@ -26,8 +26,8 @@ allocator ([what they are](allocation.md#scores)). Same solver, calibration text
 {protocol}.
 Whole blocks at 4 or 2 bits (`lim`, `zd`) cannot be put into 38 MB: the smallest file of that recipe has 42.2 MB.
 Made by `python benchmarks/allocation.py C4.jsonl.gz wiki.test.raw FOLDER` on 2 cores of a Zen 4 server, 2026-11-22;
-since then `gptq`, whose formats these are, makes up for [what inputs have lost](quality.md#what-inputs-have-lost);
 this page by `python benchmarks/allocation_page.py FOLDER/results.json docs/allocation-results.md`.
+Since then `gptq`, whose formats these are, makes up for [what inputs have lost](quality.md#what-inputs-have-lost).
 """
 
 
