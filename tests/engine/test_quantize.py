@@ -77,10 +77,11 @@ def test_the_matrix_of_the_head_is_solved_for_what_it_multiplies(
     assert in_itself[0] > in_itself[1]
 
 
+@pytest.mark.parametrize("transforms", ["[]", '[{"kind": "hadamard"}]'])
 def test_weights_make_up_for_what_their_inputs_have_lost(
-    tiny_model: Path, tmp_path: Path, run: Callable[..., Any]
+    tiny_model: Path, tmp_path: Path, run: Callable[..., Any], transforms: str
 ) -> None:
-    """Hidden states of other text come nearer to those of the float model."""
+    """Hidden states of other text come nearer to those of the float model, whose linears may have other inputs."""
     ids = open_source(str(tiny_model)).tokenizer()(builtin_text()[1][50_000:60_000], return_tensors="pt")["input_ids"]
 
     def hidden(model: Any) -> torch.Tensor:
@@ -89,7 +90,8 @@ def test_weights_make_up_for_what_their_inputs_have_lost(
 
     wanted, lost = hidden(load_float(str(tiny_model))), {}
     for drift in ("0", "1"):
-        run(tiny_model, tmp_path / drift, settings={"format.bits_per_code": "2", "drift": drift}, tokens=8192)
+        settings = {"format.bits_per_code": "2", "drift": drift, "transforms": transforms}
+        run(tiny_model, tmp_path / drift, settings=settings, tokens=8192)
         lost[drift] = float((hidden(load(tmp_path / drift)) - wanted).square().mean())
     assert lost["1"] < 0.6 * lost["0"]
 

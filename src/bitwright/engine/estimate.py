@@ -28,7 +28,7 @@ PASSES = 2.2  # runs through a block: once up to each wave, once to its end
 def peak_bytes(job: Job, source: Source, structure: Structure, recipe: Recipe, threads: int | None = None) -> int:
     """Memory that a job needs beside the imported libraries: a block, its Hessian and factors, activations.
 
-    Where weights make up for drift, the float block, its inputs and their drift as well.
+    Where weights make up for drift, the float block (and as it is after transforms), its inputs and their drift as well.
 
     Calibration activations between blocks and the source's weights are mapped files and do not count.
     """
@@ -36,7 +36,8 @@ def peak_bytes(job: Job, source: Source, structure: Structure, recipe: Recipe, t
     shapes = [shape for _, shape in block_weights(source, structure)]
     blocks = len(structure.blocks)
     both = 2 if recipe.drift else 1
-    block = both * 4 * sum(prod(shape) for shape in shapes) // blocks
+    copies = both + bool(recipe.drift and recipe.transforms)
+    block = copies * 4 * sum(prod(shape) for shape in shapes) // blocks
     columns = max(shape[-1] for shape in shapes)
     widest = sum(shape[-1] + shape[-2] for shape in shapes) // blocks
     activations = 4 * threads * BATCH * sequence_length(job, source) * widest

@@ -95,8 +95,8 @@ class Run:
     def _solve_block(self, index: int, part: Block, block: nn.Module) -> tuple[dict[str, Tensor], dict[str, object]]:
         task, refiner = self._task(index, part, block), self.plan.recipe.refiner
         changed, left = transformed(task, self.plan.recipe.transforms)
-        if self.original is not None and changed:
-            self.original.enter(block)
+        if self.original is not None and self.plan.recipe.transforms:
+            self.original.transform(block)
         tensors = {f"{part.path}.{name}": value for name, value in changed.items()}
         floats = {name: block.get_parameter(f"{name}.weight") for name in task.formats}
         targets = [] if refiner is None else self._outputs(task)
