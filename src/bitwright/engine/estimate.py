@@ -28,7 +28,7 @@ PASSES = 2.2  # runs through a block: once up to each wave, once to its end
 def peak_bytes(job: Job, source: Source, structure: Structure, recipe: Recipe, threads: int | None = None) -> int:
     """Memory that a job needs beside the imported libraries: a block, its Hessian and factors, activations.
 
-    Where weights make up for drift, the float block (and as it is after transforms), its inputs and their drift as well.
+    Where weights make up for drift, the float block, before and after transforms, its inputs and their drift as well.
 
     Calibration activations between blocks and the source's weights are mapped files and do not count.
     """
