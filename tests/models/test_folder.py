@@ -149,6 +149,11 @@ def cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def no_file(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
 def cut_header(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:40])
@@ -199,6 +204,7 @@ def missing_tensor(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], type[BitwrightError], str]] = {
     "truncated": (cut, BadInput, "is truncated"),
+    "a folder instead of tensors": (no_file, BadInput, "cannot be read"),
     "truncated header": (cut_header, BadInput, "is truncated"),
     "offsets beyond the shape": (overlong_offsets, BadInput, "no valid safetensors header"),
     "pickle": (only_pickle, Refused, "pickled weights .pytorch_model.bin."),

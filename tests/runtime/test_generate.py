@@ -61,7 +61,17 @@ def test_smallest_nucleus_is_the_most_probable_token(model: Any) -> None:
     assert list(tokens(model, PROMPT, 20, Sampling(1.0, top_p=1e-6))) == list(tokens(model, PROMPT, 20))
 
 
-@pytest.mark.parametrize("fields", [{"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"seed": -1},
+        {"seed": 2**63},
+    ],
+)
 def test_impossible_sampling(fields: dict[str, float]) -> None:
     with pytest.raises(BadField, match=next(iter(fields))):
         Sampling(**fields)  # type: ignore[arg-type]

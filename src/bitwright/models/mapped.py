@@ -71,12 +71,15 @@ class MappedFile:
 
 
 def _header(path: Path) -> tuple[dict[str, Entry], int]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise BadInput(f"{path} is truncated: its header wants {length + 8} bytes, the file has {size}.")
-        text = file.read(length)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise BadInput(f"{path} is truncated: its header wants {length + 8} bytes, the file has {size}.")
+            text = file.read(length)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}.") from None
     try:
         fields = json.loads(text)
         entries = {k: _entry(v) for k, v in fields.items() if k != "__metadata__"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from bitwright.artifact.read import Artifact
 
+SEEDS = 2**63  # that the engine and torch both take
 EngineChoice = Literal["auto", "native", "torch"]
 
 
@@ -35,8 +37,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise BadField(self, "temperature", self.temperature, "give 0 or more")
+        if not 0 <= self.seed < SEEDS:
+            raise BadField(self, "seed", self.seed, "give 0 to 2^63 - 1")
         if not 0 < self.top_p <= 1:
             raise BadField(self, "top_p", self.top_p, "give more than 0 and at most 1")
 
