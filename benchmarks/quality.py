@@ -59,7 +59,7 @@ for bits in (2.06, 3.06):
     for tuned, steps in (("", 0), (", tuned", STEPS)):
         ROWS[f"{bits} without rotation{tuned}"] = Row("trellis", bits, steps=steps)
         ROWS[f"{bits} without allocation{tuned}"] = Row("qtip", bits, UNIFORM, steps)
-        ROWS[f"{bits} without trellis, rotation{tuned}"] = Row("gptq", bits, steps=steps)
+        ROWS[f"{bits} without trellis, rotation, drift{tuned}"] = Row("gptq", bits, ("--set", "drift=0"), steps)
     ROWS[f"{bits} without allocation, rotation, tuned"] = Row("trellis", bits, UNIFORM, STEPS)
     ROWS[f"{bits} without rotation, long"] = Row("trellis", bits, steps=6 * STEPS)
     ROWS[f"{bits} without rotation, longest"] = Row("trellis", bits, steps=10 * STEPS)

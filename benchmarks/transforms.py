@@ -21,6 +21,7 @@ LEARNED = 'refiner={"kind":"reconstruct"}'
 PLAIN, UNCLIPPED = "transforms=[]", "format.search=0"
 THREE, LONG = "format.bits_per_code=3", "format.group=128"
 TWO = "format.bits_per_code=2"
+ALONE = "drift=0"  # weights do not make up for what inputs have lost
 ROTATED = 'format={"kind":"rotated","inner":{"kind":"integer","bits_per_code":%d,"group":%d,"search":20}}'
 WORDS_OF_20 = 'format={"kind":"rotated","inner":{"kind":"trellis","per_word":20}}'
 ROWS: dict[str, tuple[str, ...]] = {  # recipe and its settings
@@ -33,25 +34,25 @@ ROWS: dict[str, tuple[str, ...]] = {  # recipe and its settings
     "3 bits, rounding, AWQ": ("awq", THREE, UNCLIPPED),
     "3 bits, rounding, AWQ, clipped": ("awq", THREE),
     "3 bits, rounding, Hadamard": ("rtn", THREE, LONG, HADAMARD),
-    "3 bits, GPTQ": ("gptq", LONG),
-    "3 bits, GPTQ, AWQ": ("gptq", LONG, AWQ),
-    "3 bits, GPTQ, Hadamard": ("gptq", LONG, HADAMARD),
-    "3 bits, GPTQ, rotated inputs": ("gptq", ROTATED % (3, 128)),
+    "3 bits, GPTQ": ("gptq", ALONE, LONG),
+    "3 bits, GPTQ, AWQ": ("gptq", ALONE, LONG, AWQ),
+    "3 bits, GPTQ, Hadamard": ("gptq", ALONE, LONG, HADAMARD),
+    "3 bits, GPTQ, rotated inputs": ("gptq", ALONE, ROTATED % (3, 128)),
     "3 bits, OmniQuant": ("omniquant", LONG),
     "3 bits, AutoRound": ("autoround", LONG),
-    "3 bits, GPTQ, learned": ("gptq", LONG, LEARNED),
-    "2 bits, GPTQ": ("gptq", TWO),
-    "3 bits, GPTQ, drift": ("gptq", LONG, "drift=0.5"),
-    "2 bits, GPTQ, drift": ("gptq", TWO, "drift=0.5"),
-    "2 bits, GPTQ, rotated inputs": ("gptq", ROTATED % (2, 64)),
+    "3 bits, GPTQ, learned": ("gptq", ALONE, LONG, LEARNED),
+    "2 bits, GPTQ": ("gptq", ALONE, TWO),
+    "3 bits, GPTQ, drift": ("gptq", LONG),
+    "2 bits, GPTQ, drift": ("gptq", TWO),
+    "2 bits, GPTQ, rotated inputs": ("gptq", ALONE, ROTATED % (2, 64)),
     "2 bits, OmniQuant": ("omniquant", TWO),
     "2 bits, AutoRound": ("autoround", TWO),
-    "2 bits, GPTQ, learned": ("gptq", TWO, LEARNED),
+    "2 bits, GPTQ, learned": ("gptq", ALONE, TWO, LEARNED),
     "2 bits, trellis": ("trellis",),
     "2 bits, trellis, Hadamard": ("trellis", HADAMARD),
     "2 bits, trellis, rotated inputs": ("qtip",),
     "3.2 bits, trellis": ("trellis", "format.per_word=20"),
-    "3 bits, GPTQ, group 64, rotated inputs": ("gptq", ROTATED % (3, 64)),
+    "3 bits, GPTQ, group 64, rotated inputs": ("gptq", ALONE, ROTATED % (3, 64)),
     **{
         f"{name}{part}": (recipe, *words, *settings)
         for name, words in (("2 bits, parts: ", ()), ("3.2 bits, parts: ", (WORDS_OF_20,)))
