@@ -18,6 +18,13 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def foreign(error: Exception) -> str:
+    """What an error of another library says, in one line: its first, and the next where that ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    told = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"no {told}" if isinstance(error, KeyError) else told.rstrip(":.")
+
+
 class BitwrightError(Exception):
     """Wrong use: the message says what, where and what to do."""
 

@@ -21,7 +21,8 @@ class Learning:
     first two are those of a matrix of up to 2 stored bits a weight, and 2^`per_bit` times smaller with each bit more:
     the nearer a matrix is to the float one, the shorter is the way to better codes.
     The rates rise over `warmup` of the steps and fall along a cosine to `floor`. A step sees `batch` sequences of
-    `length` tokens. Codes are chosen anew every `encode_every` steps, a share of the matrices at each step.
+    `length` tokens; None: 512, or what the model reads if that is less. Codes are chosen anew every `encode_every`
+    steps, a share of the matrices at each step.
     `memory`: latent weights start as near to the float weight as their codes allow, else at the decoded value; after
     a solver that compensates errors this measured worse, as the first codes to change are those it chose on purpose.
 
@@ -41,7 +42,7 @@ class Learning:
     warmup: float = 0.05
     floor: float = 0.05
     batch: int = 4
-    length: int = 512
+    length: int | None = None
     encode_every: int = 1
     memory: bool = False
     divergence: float = 1.0
@@ -59,7 +60,7 @@ class Learning:
                 raise BadField(self, name, getattr(self, name), "give 1 or more")
         if not 0 <= self.per_bit <= 4:
             raise BadField(self, "per_bit", self.per_bit, "give 0 to 4")
-        if self.length < 2:
+        if self.length is not None and self.length < 2:
             raise BadField(self, "length", self.length, "give 2 or more tokens")
         for name in ("warmup", "floor"):
             if not 0 <= getattr(self, name) <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from bitwright.cli.output import parse_size
 from bitwright.errors import BadInput
@@ -157,6 +159,82 @@ def test_altered_artifact_is_found_by_its_hash(cli: Cli, packed: Path, tmp_path:
     weights.write_bytes(content)
     assert cli("info", altered).code == 0
     refused(cli("info", altered, "--check"), "altered")
+
+
+@pytest.mark.parametrize("option", ["--max-bops", "--max-memory", "--min-speed", "--max-kl", "--target-bpw", "--bits"])
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_numbers_that_are_none(cli: Cli, tiny_model: Path, tmp_path: Path, option: str, number: str) -> None:
+    refused(cli("quantize", tiny_model, option, number, "-o", tmp_path / "out"), option, number)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("hidden_size", "64"), ("num_attention_heads", 0), ("rope_parameters", 3), ("hidden_size", -8)]
+)
+def test_config_that_makes_no_sense(cli: Cli, copy: Path, tmp_path: Path, field: str, value: object) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {field: value}))
+    refused(cli("quantize", copy, "--recipe", "rtn", "-o", tmp_path / "out"), "config.json")
+
+
+def test_config_that_is_a_folder(cli: Cli, copy: Path, tmp_path: Path) -> None:
+    (copy / "config.json").unlink()
+    (copy / "config.json").mkdir()
+    refused(cli("quantize", copy, "--recipe", "rtn", "-o", tmp_path / "out"), "cannot read", "config.json")
+
+
+def test_tokenizer_that_makes_no_sense(cli: Cli, copy: Path, text: Path, tmp_path: Path) -> None:
+    (copy / "tokenizer.json").write_text("{}")
+    refused(cli("quantize", copy, "--data", text, "-o", tmp_path / "out"), "no usable tokenizer", "added_tokens")
+
+
+@pytest.mark.parametrize(
+    ("setting", "pattern"), [('keep=["*.q_prj"]', "*.q_prj"), ('rules=[["lm_head",{"kind":"binary"}]]', "lm_head")]
+)
+def test_patterns_of_no_weight(cli: Cli, tiny_model: Path, tmp_path: Path, setting: str, pattern: str) -> None:
+    refused(cli("quantize", tiny_model, "--set", setting, "-o", tmp_path / "out"), pattern, "layers.0.self_attn.q_proj")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "name"),
+    [("evaluate", "--plot", "p.png"), ("compare", "--plot", "p.png"), ("compare", "--markdown", "t.md")],
+)
+def test_places_that_cannot_be_written(
+    cli: Cli, packed: Path, text: Path, tmp_path: Path, command: str, option: str, name: str
+) -> None:
+    """Before anything is measured: a file stands where a folder should be, a folder where a file should be."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / name).mkdir()
+    for place in (tmp_path / "file" / name, tmp_path / name):
+        refused(cli(command, packed, "--text", text, option, place), option, str(place))
+
+
+@pytest.mark.parametrize("options", [("--skip-experts",), ("--budget", "3MB"), ()])
+def test_nothing_there_is_said_first(cli: Cli, tmp_path: Path, options: tuple[str, ...]) -> None:
+    refused(cli("evaluate", tmp_path / "none", *options), "there is no folder or file")
+
+
+def test_a_file_where_a_folder_should_be(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = cli("quantize", tiny_model, "--recipe", "rtn", "-o", tmp_path / "file" / "out")
+    refused(done, "nothing can be written in", str(tmp_path / "file"))
+    assert len(done.err.splitlines()) == 1
+
+
+def test_divergence_that_no_format_reaches(cli: Cli, tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    sizes = ("--tokens", "256", "--length", "64", "--data", text)
+    refused(cli("quantize", tiny_model, "--max-kl", "1e-30", *sizes, "-o", tmp_path / "out"), "1e-30", "nats a token")
+
+
+def test_plan_where_it_cannot_be_written(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    refused(cli("quantize", tiny_model, "--dry-run", "--save-plan", tmp_path), "--save-plan", str(tmp_path))
+
+
+def test_models_of_two_vocabularies(cli: Cli, packed: Path, tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    model = LlamaForCausalLM(LlamaConfig(**config | {"vocab_size": 40}))
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    model.save_pretrained(other)
+    refused(cli("compare", packed, other, "--text", text), "vocabulary", "40")
 
 
 def test_picture_of_another_kind(cli: Cli, packed: Path) -> None:

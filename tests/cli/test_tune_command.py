@@ -33,6 +33,9 @@ def test_tells_what_it_did_and_its_text_is_refused_for_measuring(
         (("--steps", "0"), "--steps 0"),
         (("--set", "ratio=1"), "Did you mean 'rate'?"),
         (("--set", "batch=0"), "give 1 or more"),
+        (("--set", "length=300", "--steps", "1"), "reads at most 256 tokens, not 300: give --set length=256"),
+        (("--set", "rate=1e400"), "give a finite number"),
+        (("--minutes", "nan"), "--minutes nan"),
         (("--against", "gemma3-271m"), "gemma3-270m"),
     ],
 )
@@ -50,6 +53,8 @@ def test_wrong_options_are_one_sentence(
     [
         (("--steps", "2", "--hours", "1"), "--steps and --hours"),
         (("--steps", "0"), "--steps 0"),
+        (("--hours", "nan"), "--hours nan"),
+        (("--set", "training.length=300"), "reads at most 256 tokens"),
         (("--set", "training.ratio=1"), "Did you mean 'rate'?"),
         (("--set", "training.divergence=0", "--set", "training.hidden=0"), "more than 0"),
         (("--set", "format.order=9"), "give 1 to 4 planes"),

@@ -137,7 +137,7 @@ def test_logits_that_are_not_finite_are_refused(bigram, measured) -> None:
 
 def test_two_vocabularies_do_not_compare(bigram, measured) -> None:
     protocol, windows = measured
-    with pytest.raises(WorkFailed, match="257 tokens in its vocabulary"):
+    with pytest.raises(BadInput, match="257 tokens in its vocabulary"):
         evaluate(bigram(), windows, protocol, reference=bigram(vocabulary=300))
 
 

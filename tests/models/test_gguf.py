@@ -126,7 +126,7 @@ def test_the_second_opening_parses_nothing(file: Path, monkeypatch: pytest.Monke
     assert model(torch.arange(5)[None]).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("keep", [-40, 5000, 200, 4])
+@pytest.mark.parametrize("keep", [-40, 5000, 200, 8, 4])
 def test_truncated_files_are_refused(file: Path, tmp_path: Path, keep: int) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(file.read_bytes()[:keep])

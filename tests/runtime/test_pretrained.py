@@ -72,6 +72,22 @@ def test_save_pretrained_round_trips_exactly(packed: Path, tmp_path: Path) -> No
         assert torch.equal(load(tmp_path / "again")(ids).logits, model(ids).logits)
 
 
+def test_planes_of_experts_keep_their_names(mixtral: Path, tmp_path: Path) -> None:
+    """Checkpoints of Mixtral name experts otherwise than modules do; artifacts do not."""
+    from bitwright.artifact.read import open_artifact
+    from bitwright.engine.job import Job
+    from bitwright.engine.run import quantize
+    from bitwright.runtime.load import load
+
+    quantize(Job(model=str(mixtral), out=tmp_path / "packed", recipe="rtn", threads=1))
+    load(tmp_path / "packed").save_pretrained(tmp_path / "again")
+    before, after = (open_artifact(tmp_path / name) for name in ("packed", "again"))
+    assert {n for f in before.files for n in f.entries} == {n for f in after.files for n in f.entries}
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(load(tmp_path / "again")(ids).logits, load(tmp_path / "packed")(ids).logits)
+
+
 def test_casting_a_model_leaves_the_planes_alone(packed: Path) -> None:
     from bitwright.runtime.load import load
 

@@ -22,6 +22,31 @@ def writing(path: Path) -> Iterator[None]:
         raise BadInput(f"cannot write {path}: {reason}; make room there or choose another place.") from error
 
 
+def require_place(file: Path, option: str) -> None:
+    """`BadInput`, before any work, unless a file can be written there; missing folders above it are made later."""
+    with writing(file):
+        taken = file.is_dir()
+    if taken:
+        raise BadInput(f"{option} {file} is a folder: give the name of a file.")
+    _require_open(file, f"{option} {file}")
+
+
+def _require_open(path: Path, told: str) -> None:
+    with writing(path):
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        open_ = above.is_dir() and os.access(path if path.is_file() else above, os.W_OK)
+    if not open_:
+        raise BadInput(f"{told}: nothing can be written in {above}; choose another place.")
+
+
+@contextmanager
+def writing_to(file: Path) -> Iterator[None]:
+    """`writing` of one file, in a folder that is made if there is none."""
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns a missing permission, an input error and the like into one sentence (`BadArtifact`)."""
@@ -77,9 +102,10 @@ def _locked(path: Path, out: Path) -> int:
 
 
 def require_free(out: Path) -> None:
-    """`Refused` unless `out` does not exist or is an empty folder."""
+    """`Refused` unless `out` does not exist or is an empty folder, `BadInput` where no folder can be made."""
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise Refused(f"{out} already exists: choose another place or remove it first.")
+    _require_open(out, str(out))
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from bitwright.artifact.folder import require_place, writing, writing_to
 from bitwright.cli.evaluate import KEPT, Activations, Plot, TextFile, Windows
 from bitwright.cli.generate import EngineOption
 from bitwright.cli.output import Json, Threads, interruptible, note, print_json, progress, quiet_stdout
-from bitwright.errors import BadInput
 
 
 def compare(
@@ -35,8 +35,8 @@ def compare(
 
     set_threads(threads)
     check_plot(plot)
-    if markdown is not None and not markdown.parent.is_dir():
-        raise BadInput(f"--markdown {markdown}: there is no folder {markdown.parent}, make it first.")
+    if markdown is not None:
+        require_place(markdown, "--markdown")
     subjects = [open_subject(path, activations, engine) for path in paths]
     reference = next((subject for subject in subjects if not subject.packed), None)
     told = f"compared with {reference.name}" if reference else ""
@@ -49,11 +49,13 @@ def compare(
     if plot is not None:
         from bitwright.report.charts import quality_against_bytes
 
-        quality_against_bytes([row.row for row in rows], plot, foot, reference.name if reference else None)
+        with writing(plot):
+            quality_against_bytes([row.row for row in rows], plot, foot, reference.name if reference else None)
     if markdown is not None:
         from bitwright.report import tables
 
-        markdown.write_text(tables.markdown([row.row for row in rows], foot), encoding="utf-8")
+        with writing_to(markdown):
+            markdown.write_text(tables.markdown([row.row for row in rows], foot), encoding="utf-8")
     if json:
         print_json({"models": [row.to_json() for row in rows], "against": told, "activations": activations})
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bitwright.artifact.folder import writing
 from bitwright.cli.generate import EngineOption
 from bitwright.cli.output import (
     Budget,
@@ -75,7 +76,8 @@ def evaluate(
     if plot is not None:
         from bitwright.report.charts import reliability
 
-        reliability({name: row.result.totals for name, row in found.items()}, plot, str(measured.result.protocol))
+        with writing(plot):
+            reliability({name: row.result.totals for name, row in found.items()}, plot, str(measured.result.protocol))
     repaired = {"recalibration": asdict(repair)} if repair else {}
     if json:
         print_json({**measured.to_json(), "against": told, "tasks": scores, "activations": activations, **repaired})

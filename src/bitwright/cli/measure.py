@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitwright.artifact.folder import require_place
 from bitwright.cli.output import Step
 from bitwright.cli.subject import Subject
 from bitwright.errors import BadInput, Refused
@@ -70,6 +71,7 @@ def measure(
     protocol, windows = prepare(
         first.tokenizer(), load_text(text), max_positions=min(positions, default=None), limit=limit
     )
+    _one_vocabulary(list(by_name.values()))
     for subject in by_name.values():
         _keep_apart(subject, windows, protocol.text)
     candidates = {name: _candidate(subject) for name, subject in by_name.items()}
@@ -87,6 +89,17 @@ def measure(
         step(f"speed of {name}", 0, None)
         found[name] = Measured(subject, results[name], speed(subject, windows[0].tolist()))
     return found
+
+
+def _one_vocabulary(subjects: Sequence[Subject]) -> None:
+    """`BadInput` before any work where models cannot be held against each other."""
+    first, *others = [subject for subject in subjects if subject.vocabulary]
+    for other in others:
+        if other.vocabulary != first.vocabulary:
+            raise BadInput(
+                f"{other.name} has {other.vocabulary} tokens in its vocabulary and {first.name} {first.vocabulary}; "
+                "only models with one vocabulary compare."
+            )
 
 
 def _keep_apart(subject: Subject, windows: Tensor, text: str) -> None:
@@ -150,3 +163,4 @@ def check_plot(path: Path | None) -> None:
         raise BadInput(f"--plot {path}: give a name that ends in .png or .svg.")
     if find_spec("matplotlib") is None:
         raise BadInput("pictures need matplotlib: pip install 'bitwright[report]'.")
+    require_place(path, "--plot")

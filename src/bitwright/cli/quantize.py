@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitwright.artifact.folder import require_place
 from bitwright.cli.output import (
     Json,
     Threads,
@@ -91,12 +93,14 @@ def quantize(
     taken = {"--recipe": recipe is not None, "--plan": plan is not None, "--verify-uniform": verify_uniform}
     if quality is not None and any(taken.values()):
         raise BadInput(f"--quality decides by itself: leave out {next(name for name in taken if taken[name])}.")
+    if save_plan is not None:
+        require_place(save_plan, "--save-plan")
     job = make_job(
         model=model, out=out or Path("not-written"), recipe=recipe or "gptq", bits=bits,
         target_bytes=parse_size(target_size, "--target-size"), target_bpw=target_bpw, max_kl=max_kl,
-        min_speed=min_speed, max_bit_operations=None if max_bops is None else round(max_bops * 1e9),
+        min_speed=min_speed, max_bit_operations=_times(max_bops, 1e9, "--max-bops"),
         score=score, plan=plan, settings=settings or [], data=tuple(data or ()), tokens=tokens,
-        length=length, seed=seed, max_memory=_bytes(max_memory), threads=threads,
+        length=length, seed=seed, max_memory=_times(max_memory, 1e6, "--max-memory"), threads=threads,
     )  # fmt: skip
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
         if dry_run:
@@ -246,5 +250,7 @@ def print_summary(told: dict[str, Any]) -> None:
         print(f"{kind} left the inputs of {name} as they are ({count} times)")
 
 
-def _bytes(megabytes: float | None) -> int | None:
-    return None if megabytes is None else round(megabytes * 1e6)
+def _times(number: float | None, unit: float, option: str) -> int | None:
+    if number is not None and not math.isfinite(number):
+        raise BadInput(f"{option} {number:g}: give a finite number.")
+    return None if number is None else round(number * unit)

@@ -35,6 +35,7 @@ class Subject:
     stored_bits: float | None  # a weight in the blocks; None if the folder has lost its manifest
     fingerprint: str | None  # weights and arithmetic
     positions: int | None  # longest input
+    vocabulary: int | None  # tokens that it gives logits for
     engine: str  # "native" or "torch"
     speaker: Callable[[], Generator]
     tokenizer: Callable[[], PreTrainedTokenizerBase]
@@ -61,13 +62,14 @@ def open_subject(
                 raise BadInput("files in blocks have no experts: leave out --skip-experts or --budget.")
             return _elastic(Path(path), path, activations, engine, budget)
         return _packed(Path(path), path, activations, engine, skip)
+    from bitwright.models.source import open_source
+
+    source = open_source(path)
     if skip:
         raise BadInput(f"{path} is a float model without thresholds of experts: leave out --skip-experts.")
     if budget is not None:
         raise BadInput(f"{path} is a float model, which is used whole: leave out --budget.")
-    from bitwright.models.source import open_source
-
-    return _float(open_source(path))
+    return _float(source)
 
 
 def is_packed(path: Path) -> bool:
@@ -159,7 +161,8 @@ def _of_artifact(
         file_bytes=used,
         stored_bits=bits,
         fingerprint=None if hashes is None else fingerprint({"files": hashes, **part, **arithmetic}),
-        positions=_positions(artifact.config),
+        positions=_size(artifact.config, "max_position_embeddings"),
+        vocabulary=_size(artifact.config, "vocab_size"),
         engine=engine,
         speaker=speaker,
         tokenizer=cache(lambda: read_tokenizer(artifact.path)),
@@ -181,13 +184,15 @@ def _float(source: Source) -> Subject:
     from bitwright.runtime.generate import generator
     from bitwright.runtime.load import load_float
 
+    config = source.config.to_dict()
     return Subject(
         name=source.name,
         packed=False,
         file_bytes=FLOAT16 * sum(prod(source.shape(name)) for name in source.names()),
         stored_bits=8.0 * FLOAT16,
         fingerprint=f"float32-{source.digest()}",
-        positions=_positions(source.config.to_dict()),
+        positions=_size(config, "max_position_embeddings"),
+        vocabulary=_size(config, "vocab_size"),
         engine="torch",
         speaker=cache(lambda: generator(load_float(source.name))),
         tokenizer=cache(source.tokenizer),
@@ -196,7 +201,7 @@ def _float(source: Source) -> Subject:
     )
 
 
-def _positions(config: Any) -> int | None:
+def _size(config: Any, name: str) -> int | None:
     text = config.get("text_config") or config
-    found = text.get("max_position_embeddings")
+    found = text.get(name)
     return found if isinstance(found, int) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,8 @@ def train(
     """Train a model in the bits it will have (QAT): a recipe's solution, then its training. Goes on when repeated."""
     if steps is not None and hours is not None:
         raise BadInput("--steps and --hours both say how long: give one of them.")
+    if hours is not None and not 0 < hours < math.inf:
+        raise BadInput(f"--hours {hours:g}: give a positive number.")
     from bitwright.engine.settings import parse
     from bitwright.tune.ranks import Ranks
     from bitwright.tune.settings import learning, of_recipe

@@ -67,12 +67,19 @@ def threads_for(job: Job, source: Source, structure: Structure, recipe: Recipe) 
 
 def sequence_length(job: Job, source: Source) -> int:
     """Tokens of a calibration sequence: as asked for, or 512 where the model reads that many."""
+    return readable(source, job.length, "--length ")
+
+
+def readable(source: Source, length: int | None, option: str) -> int:
+    """A length of sequences that the model reads, 512 at most if none is given; `Refused` names the option."""
     positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
-    if job.length is None:
+    if length is None:
         return min(512, positions or 512)
-    if positions is not None and job.length > positions:
-        raise Refused(f"{source.name} reads at most {positions} tokens: give a --length of {positions} or less.")
-    return job.length
+    if positions is not None and length > positions:
+        raise Refused(
+            f"{source.name} reads at most {positions} tokens, not {length}: give {option}{positions} or less."
+        )
+    return length
 
 
 def seconds(job: Job, source: Source, plan: Plan, structure: Structure) -> float:

@@ -13,7 +13,7 @@ TOKENS = 20_480
 class Job(BaseModel):
     """One `bitwright quantize`. Everything that decides the bytes of the result joins its fingerprint."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     out: Path

@@ -108,7 +108,7 @@ def why(job: Job, units: Units, rest: Rest, error: Infeasible) -> str:
             alone = job.min_speed is not None and 1e9 / max(fastest, 1) < job.min_speed
             told.append(
                 f"the fastest choice makes {1e9 / max(fastest, 1):,.0f} tokens/s here, {fastest / 1e3:,.0f} us each, "
-                f"{fixed / 1e3:,.0f} of them attention, norms and waiting"
+                f"{max(fixed, 0) / 1e3:,.0f} of them attention, norms and waiting"
                 if alone
                 else f"within the other limits a token takes {short / 1e3:,.1f} us too long"
             )
@@ -116,9 +116,9 @@ def why(job: Job, units: Units, rest: Rest, error: Infeasible) -> str:
             told.append(
                 f"{short / 1e9:.4g} giga bit operations too few (at least {(least + rest.bit_operations) / 1e9:.4g})"
             )
-        elif resource == LOSS:
-            lost = sum(min(option.loss for option in unit.options) for unit in units.told_by)
-            told.append(f"the best choice is predicted to lose {lost:.3g} nats a token; allow more, or another recipe")
+    lost = sum(min(option.loss for option in unit.options) for unit in units.told_by)
+    if LOSS in error.lacks or (job.max_kl is not None and lost > job.max_kl):
+        told.append(f"the best choice is predicted to lose {lost:.3g} nats a token; allow more, or another recipe")
     return "; ".join(told) + "." if told else str(error)
 
 
@@ -128,7 +128,7 @@ def asked(job: Job) -> str:
         f"a file of {(job.target_bytes or 0) / 1e6:g} MB": job.target_bytes,
         f"{job.target_bpw} bits a weight": job.target_bpw,
         f"a divergence of {job.max_kl}": job.max_kl,
-        f"{job.min_speed} tokens/s": job.min_speed,
+        f"{job.min_speed or 0:g} tokens/s": job.min_speed,
         f"{(job.max_bit_operations or 0) / 1e9:g} giga bit operations a token": job.max_bit_operations,
     }
     return " with ".join(text for text, value in given.items() if value is not None)

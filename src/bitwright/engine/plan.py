@@ -206,7 +206,9 @@ def _planned(recipe: Recipe, caution: str | None, source: Source, structure: Str
         parts[structure.embedding] = "embedding"
         if structure.tied and structure.head:
             tied = ((structure.head, structure.embedding),)
-    for name, shape in block_weights(source, structure):
+    linears = block_weights(source, structure)
+    settings.refuse_idle(recipe, asked, [own for n, s in linears for own in (n, *(e for e, _ in _experts(n, s)))])
+    for name, shape in linears:
         weights += [(n, s, fmt) for n, s, fmt in _stored_as(recipe, name, shape) if fmt is not None]
     if recipe.embedding is not None and structure.head and not structure.tied:
         weights.append((structure.head, source.shape(structure.head + ".weight"), recipe.embedding))

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from bitwright.artifact.folder import writing_to
 from bitwright.artifact.layout import expert_of
 from bitwright.artifact.write import write_text
 from bitwright.errors import BadInput, BitwrightError
@@ -25,7 +26,8 @@ def write(path: Path, recipe: Recipe, chosen: dict[str, Format]) -> None:
     if recipe.embedding is not None:
         known[label(recipe.embedding)] = to_spec(recipe.embedding)
     weights = {name: label(fmt) for name, fmt in chosen.items()}
-    write_text(path, json.dumps({"formats": known, "embedding": embedding, "weights": weights}, indent=2) + "\n")
+    with writing_to(path):
+        write_text(path, json.dumps({"formats": known, "embedding": embedding, "weights": weights}, indent=2) + "\n")
 
 
 def read(path: Path, recipe: Recipe, names: tuple[str, ...]) -> Recipe:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from bitwright import registry
@@ -63,13 +65,32 @@ def parse(assignments: Sequence[str]) -> dict[str, str]:
 
 
 def value(text: str) -> Any:
-    """What a setting on the command line means: JSON, "none", or the text itself."""
+    """What a setting on the command line means: JSON, "none", or the text itself; no number is infinite."""
     if text.lower() in ("none", "null"):
         return None
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except ValueError:
         return text
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise BadInput(f"{text} is no value of a setting: give a finite number.")
+    return number
+
+
+def refuse_idle(recipe: Recipe, asked: Mapping[str, str], names: Sequence[str]) -> None:
+    """`BadInput` where a pattern that was asked for is that of no weight: it would change nothing."""
+    given = {"keep": recipe.keep, "rules": tuple(pattern for pattern, _ in recipe.rules)}
+    for field in given.keys() & asked.keys():
+        for pattern in given[field]:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise BadInput(
+                    f"--set {field}: {pattern!r} matches no linear of the blocks, which are called "
+                    f"{names[0]} and the like: correct the pattern or take it out."
+                )
 
 
 def _put(spec: Spec, path: str, new: Any) -> None:

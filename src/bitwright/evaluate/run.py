@@ -66,7 +66,7 @@ def compare(
 
     Every model maps int64 [1, T] to an object with `.logits` [1, T, V], V the same for all. Nothing of size V outlives
     its window. With a `cache` folder each finished window of a model with a fingerprint is kept, and not done again.
-    Raises `WorkFailed` where logits are not finite or a vocabulary differs.
+    Raises `WorkFailed` where logits are not finite, `BadInput` where a vocabulary differs.
     """
     if reference is not None and reference not in candidates:
         raise UnknownName("model to compare with", reference, candidates)
@@ -126,7 +126,7 @@ class _Run:
         start = perf_counter()
         logits = self.logits(window)
         if parent is not None and parent.shape != logits.shape:
-            raise WorkFailed(
+            raise BadInput(
                 f"{self.name} has {logits.shape[1]} tokens in its vocabulary and the model to compare with "
                 f"{parent.shape[1]}; only models with one vocabulary compare."
             )

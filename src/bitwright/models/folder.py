@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bitwright.errors import BadInput, Refused
+from bitwright.errors import BadInput, Refused, foreign
 from bitwright.models.conversion import Conversion
 from bitwright.models.identity import file_digest, joint_digest
 from bitwright.models.mapped import MappedFile
-from bitwright.models.skeleton import skeleton
+from bitwright.models.skeleton import UNBUILDABLE, skeleton
 from bitwright.models.source import refuse_artifact
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "*chat_template*", "generation_config.json",
@@ -91,11 +91,17 @@ class FolderSource:
 
     def _convert(self) -> Conversion:
         stored = {name: file for file in self._files for name in file.entries}
-        conversion = Conversion(skeleton(self.config), stored, str(self._folder))
+        conversion = Conversion(self._skeleton(), stored, str(self._folder))
         if conversion.differ_though_tied():
             self.config.tie_word_embeddings = False  # as transformers does: the file has two matrices, so there are two
-            conversion = Conversion(skeleton(self.config), stored, str(self._folder))
+            conversion = Conversion(self._skeleton(), stored, str(self._folder))
         return conversion
+
+    def _skeleton(self) -> PreTrainedModel:
+        try:
+            return skeleton(self.config)
+        except UNBUILDABLE as error:
+            raise BadInput(f"{self._folder / 'config.json'} describes no model: {foreign(error)}.") from None
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -109,6 +115,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         kind = fields["model_type"]
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {(error.strerror or str(error)).lower()}.") from None
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{path} is not the config of a transformers model: it is no JSON with a model_type.") from None
     method = (fields.get("quantization_config") or {}).get("quant_method")
@@ -118,8 +126,8 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise Refused(f"{folder} brings its own model code ({kind}), which bitwright does not run.")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise BadInput(f"{path} is not usable by transformers: {str(error).splitlines()[0]}") from None
+    except (*UNBUILDABLE, OSError) as error:
+        raise BadInput(f"{path} is not usable by transformers: {foreign(error)}.") from None
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -130,8 +138,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise BadInput(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from None
+    except (*UNBUILDABLE, OSError) as error:
+        raise BadInput(f"{folder} has no usable tokenizer: {foreign(error)}.") from None
     return tokenizer
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.errors import BadInput, Refused
+from bitwright.errors import BadInput, Refused, foreign
 from bitwright.models.cache import cached_folder
 from bitwright.models.folder import copy_companions, read_config, read_tokenizer
 from bitwright.models.identity import file_digest
@@ -215,5 +215,6 @@ def _gguf_config(path: Path) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except (ValueError, KeyError, IndexError, OSError, struct.error) as error:
-        raise BadInput(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        cut = isinstance(error, IndexError | struct.error)
+        raise BadInput(f"{path} cannot be read: {'it is cut short' if cut else foreign(error)}.") from None
     return config

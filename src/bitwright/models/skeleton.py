@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from bitwright.errors import BadInput, Refused
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from bitwright.models.source import Source
+
+UNBUILDABLE = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError)
+"""What transformers raises at a config that makes no sense."""
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:

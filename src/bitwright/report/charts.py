@@ -161,6 +161,6 @@ def _finish(figure: Figure, panels: Sequence[Axes], path: Path, note: str) -> No
     if note:
         wrapped = fill(note, int(figure.get_figwidth() * 17))
         figure.supxlabel(wrapped, fontsize=7, color="#777777", x=0.01, ha="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if path.suffix == ".svg" else None
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata=metadata)

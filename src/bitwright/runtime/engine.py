@@ -143,7 +143,8 @@ def open_engine(
     `activations` "float": weights are decoded to float32, four bytes each, and multiplied by inputs as they are.
     `BadArtifact` where config.json and tensors contradict each other.
     """
-    from bitwright.runtime.load import UNBUILDABLE, not_a_model, read_config
+    from bitwright.models.skeleton import UNBUILDABLE
+    from bitwright.runtime.load import not_a_model, read_config
 
     config = read_config(artifact.config)
     try:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from bitwright.errors import BadArtifact
+from bitwright.errors import BadArtifact, foreign
+from bitwright.models.skeleton import UNBUILDABLE, skeleton
 from bitwright.protocols import Format
 from bitwright.runtime.install import install, place
 from bitwright.runtime.linear import Activations, Packed, QExperts, set_activations
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 
     from bitwright.artifact.layout import Quantization
     from bitwright.artifact.read import Artifact
-
-
-UNBUILDABLE = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-"""What transformers raises at a config that makes no sense."""
 
 
 def load(path: str | Path, activations: Activations = "int8") -> PreTrainedModel:
@@ -48,7 +45,7 @@ def load_artifact(artifact: Artifact, activations: Activations = "int8") -> PreT
 
 def load_float(model: str) -> PreTrainedModel:
     """The float model of a source (folder, GGUF file, packaged name), float32, in eval mode."""
-    from bitwright.models.skeleton import materialise, skeleton
+    from bitwright.models.skeleton import materialise
     from bitwright.models.source import open_source
 
     source = open_source(model)
@@ -93,8 +90,6 @@ def read_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def _skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
-    from bitwright.models.skeleton import skeleton
-
     try:
         return skeleton(read_config(config))
     except UNBUILDABLE as error:
@@ -103,7 +98,7 @@ def _skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
 
 def not_a_model(error: Exception) -> BadArtifact:
     """What to say of one of `UNBUILDABLE`."""
-    return BadArtifact(f"config.json describes no model that can be built ({error}): copy the artifact again.")
+    return BadArtifact(f"config.json describes no model that can be built ({foreign(error)}): copy the artifact again.")
 
 
 def _generation_config(model: PreTrainedModel, artifact: Artifact) -> None:

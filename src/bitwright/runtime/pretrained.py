@@ -57,3 +57,5 @@ def mark_quantized(model: PreTrainedModel, quantization: Quantization) -> None:
     model.config.quantization_config = config
     model.hf_quantizer = BitwrightQuantizer(config)
     model.is_quantized = True
+    # Planes carry the names of modules: the renaming of float checkpoints, experts say, must not be reverted on them.
+    model._weight_conversions = []

@@ -48,7 +48,7 @@ class Course:
                 self._save(number + 1)
                 saved = time.monotonic()
         seconds = max(time.monotonic() - began, 1e-9)
-        self.rate = (self.steps - done) * learning.batch * learning.length / seconds
+        self.rate = (self.steps - done) * learning.batch * self.job.length / seconds
         self.progress("measuring", 0, 1)
         self.trainer.encode()
         self.after = self.trainer.divergence(self.held)

@@ -28,7 +28,7 @@ def windows(job: Tuning, source: Source, seen: Calibration | None, progress: Cal
 
     The last `HELD` are for measuring. `BadInput` if there is too little text.
     """
-    length = job.learning.length
+    length = job.length
     found = _read(job, source) if job.data else _sampled(job, source, progress)
     if seen is not None and seen.runs:
         found = found[~occurring(found, seen.runs)]
@@ -42,12 +42,12 @@ def windows(job: Tuning, source: Source, seen: Calibration | None, progress: Cal
 
 def available(job: Tuning, source: Source) -> int:
     """Tokens of the files."""
-    return _read(job, source).numel()
+    return _read(job.fitted(source), source).numel()
 
 
-def require(job: Tuning, found: int, calibration: int) -> None:
+def require(job: Tuning, source: Source, found: int, calibration: int) -> None:
     """`BadInput` unless `found` tokens are enough for a step and for measuring beside so many for calibration."""
-    least = calibration + (HELD + job.learning.batch) * job.learning.length
+    least = calibration + (HELD + job.learning.batch) * job.fitted(source).length
     if found < least:
         raise BadInput(
             f"{' and '.join(map(str, job.data))}: {found:,} tokens of text, {least:,} are needed ({calibration:,} to "
@@ -56,11 +56,11 @@ def require(job: Tuning, found: int, calibration: int) -> None:
 
 
 def _read(job: Tuning, source: Source) -> Tensor:
-    return tokens.of_files(source.tokenizer(), job.data, job.learning.length)
+    return tokens.of_files(source.tokenizer(), job.data, job.length)
 
 
 def _sampled(job: Tuning, source: Source, progress: Callable[[str, int, int], None]) -> Tensor:
-    length = job.learning.length
+    length = job.length
     seed = job.seed + 1  # other samples than calibration takes
 
     def sample() -> Tensor:

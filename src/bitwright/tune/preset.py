@@ -64,10 +64,11 @@ def make(
         threads=job.threads,
     )
     if job.data:
-        found = data.available(tuning, open_source(job.model))
+        source = open_source(job.model)
+        found = data.available(tuning, source)
         tokens = start.calibration_tokens if job.tokens else min(start.calibration_tokens, found // 2)
         start = start.model_copy(update={"tokens": tokens})
-        data.require(tuning, found, tokens)
+        data.require(tuning, source, found, tokens)
     told, learned = carry_out(start, tuning, {"quality": quality}, first, then)
     left = tuple((kind, name) for kind, name in told["left"])
     return Result(learned.manifest, time.monotonic() - began, told["errors"], tuple(told["unseen"]), left=left)

@@ -61,6 +61,7 @@ def tune(
         raise Refused(f"{job.learning.batch} sequences a step do not spread evenly over {ranks.count} processes.")
     with lock(job.out) if ranks.leads else nullcontext():
         artifact, source = opened(job)
+        job = job.fitted(source)
         origin = _origin(artifact)
         ids = data.windows(job, source, origin.calibration, progress)
         text = data.described(job, ids)
@@ -75,7 +76,7 @@ def tune(
             course.run()
         tuning = TuningRow(
             base=_base(artifact), data=text, learning=to_spec(job.learning), products=str(dtype).removeprefix("torch."),
-            steps=course.steps, tokens=course.steps * job.learning.batch * job.learning.length,
+            steps=course.steps, tokens=course.steps * job.learning.batch * job.length,
             before=course.before, after=course.after,
         )  # fmt: skip
         origin = origin.model_copy(update={"tuning": tuning, "fingerprint": journal.fingerprint})

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitwright import registry
+from bitwright.engine.estimate import readable
 from bitwright.engine.settings import value
 from bitwright.learning import Learning
 from bitwright.spec import build, to_spec
+
+if TYPE_CHECKING:
+    from bitwright.models.source import Source
 
 
 class Tuning(BaseModel):
     """One `bitwright tune`: either `steps` or `minutes` says how long."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
     artifact: Path
     out: Path
@@ -33,6 +39,17 @@ class Tuning(BaseModel):
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give steps or minutes, one of them")
         return self
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence; known once the tuning is `fitted` to a model."""
+        assert self.learning.length is not None
+        return self.learning.length
+
+    def fitted(self, source: Source) -> Tuning:
+        """The same with sequences of a length that the model reads; `Refused` where a longer one is asked for."""
+        length = readable(source, self.learning.length, "--set length=")
+        return self.model_copy(update={"learning": replace(self.learning, length=length)})
 
 
 def learning(settings: Mapping[str, str], start: Learning = Learning()) -> Learning:  # noqa: B008 (frozen)

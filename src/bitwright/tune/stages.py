@@ -67,7 +67,8 @@ def train(
     require_free(job.out)
     if Ranks().leads:
         choose(job.recipe, job.settings, None, [])  # refuses what is no setting before the text is read
-        data.require(tuning, data.available(tuning, open_source(job.model)), job.calibration_tokens)
+        source = open_source(job.model)
+        data.require(tuning, source, data.available(tuning, source), job.calibration_tokens)
     start = job.model_copy(update={"out": tuning.artifact})
     return carry_out(start, tuning, {}, first, then)[1]
 
