@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitwright.engine.workers import product_type
 from bitwright.runtime import native
 from bitwright.tune.attention import causal
 from bitwright.tune.loss import divergence
-from bitwright.tune.student import product_type
 
 RUNS = 15
 LENGTH, HEADS, KEYS, DIM, VOCABULARY = 512, 9, 3, 64, 49152

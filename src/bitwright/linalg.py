@@ -45,6 +45,13 @@ class Hessian:
                 self._factors[damping] = inverse_cholesky(self.matrix, damping * share)[0]
             return self._factors[damping]
 
+    def damped(self, damping: float) -> Tensor:
+        """H + damping * level * I, float32 [C, C]: the curvature that solvers without a factor go by."""
+        level = float(self.diagonal.double().mean()) if self.level is None else self.level
+        found = self.matrix.clone()
+        found.diagonal().add_(damping * level)
+        return found
+
     def rotated(self) -> Hessian:
         """That of rotated inputs (`rotation.py`)."""
         with self._lock:

@@ -29,7 +29,8 @@ class Recipe:
     transforms: tuple[Transform, ...] = ()  # of each block, one after the other, before it is quantized
     refiner: Refiner | None = None  # of each block, once all of its linears are solved
     propagate: bool = True  # statistics see inputs from already quantized layers; False: from the float model
-    drift: float = 0.0  # share of what those inputs have lost that weights make up for (`calibrate/drift.py`)
+    drift: float = 0.0  # share of what those inputs have lost that weights make up for (`calibrate/drift.py`), but for
+    # experts, whose inputs are not the float model's
 
     def __post_init__(self) -> None:
         if not 0 <= self.drift <= 1:

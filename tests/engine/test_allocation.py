@@ -15,6 +15,7 @@ from bitwright.engine.frontier import frontier
 from bitwright.engine.job import Job
 from bitwright.engine.run import prepare
 from bitwright.errors import BadInput, Refused
+from bitwright.formats.integer import Integer
 from bitwright.recipes.gptq import MENU, RECIPE
 
 
@@ -65,6 +66,41 @@ def test_other_scores_meet_the_same_budget(planned: Callable[..., Any], score: s
     assert plan.file_bytes <= 60_000
     assert plan.decision.score == score
     assert plan.decision.loss >= planned(target_bytes=60_000).decision.loss
+
+
+def test_what_is_set_stays_beside_a_target(planned: Callable[..., Any]) -> None:
+    """Linears that `keep` and `rules` name, and an embedding that is set, are no choice of the allocator's."""
+    four = {"kind": "integer", "bits_per_code": 4, "group": 32}
+    own = {
+        "keep": '["*.0.self_attn.k_proj"]', "rules": json.dumps([["*.v_proj", four]]), "embedding.bits_per_code": "5",
+    }  # fmt: skip
+    plan = planned(target_bytes=80_000, settings=own)
+    assert 0.95 * 80_000 < plan.file_bytes <= 80_000
+    assert "model.layers.0.self_attn.k_proj" not in plan.formats
+    for block in range(2):
+        assert plan.formats[f"model.layers.{block}.self_attn.v_proj"] == Integer(4, 32)
+    assert plan.formats["model.embed_tokens"].bits_per_code == 5
+    assert len({fmt for name, fmt in plan.formats.items() if "mlp" in name}) > 1
+    assert "model.layers.0.self_attn.k_proj" in planned(target_bytes=80_000).formats
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"target_bpw": 3.0, "settings": {"format.group": "64"}}, "--set format.group and a target both"),
+        ({"min_speed": 1.0, "settings": {"keep": '["*.k_proj"]'}}, "leave out --set rules and --set keep"),
+        ({"plan": Path("plan.json"), "settings": {"keep": '["*.k_proj"]'}}, "--plan and --set keep both"),
+        ({"plan": Path("plan.json"), "settings": {"embedding": "null"}}, "--plan and --set embedding both"),
+    ],
+)
+def test_settings_that_a_decision_would_undo(planned: Callable[..., Any], fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        planned(**fields)
+
+
+def test_why_no_setting_fits_is_said(planned: Callable[..., Any]) -> None:
+    with pytest.raises(Refused, match="chooses among integers"):
+        planned(recipe="rtn", target_bytes=60_000, settings={"format": '{"kind": "binary"}'})
 
 
 def test_a_plan_file_comes_back_and_can_be_edited(planned: Callable[..., Any], tmp_path: Path) -> None:
@@ -157,5 +193,20 @@ def test_the_better_of_two_is_kept(tiny_model: Path, text: Path, tmp_path: Path)
     assert manifest is not None
     assert manifest.fingerprint == kept.manifest.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    again = job.model_copy(update={"out": tmp_path / "again"})
+    stages: list[str] = []
+
+    def stop(what: str, done: int, of: int | None) -> None:
+        stages.append(what)
+        if stages.count("verifying") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        better(again, stop)
+    assert not again.out.exists()
+    stages.clear()
+    assert better(again, lambda what, done, of: stages.append(what))[0].manifest == manifest
+    assert stages.count("verifying") == 1  # the first of the two is not made again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "out"]
     with pytest.raises(BadInput, match="equal size"):
         better(job.model_copy(update={"target_bytes": None, "bits": 4}))

@@ -25,6 +25,8 @@ from bitwright.runtime.elastic import ElasticModel
 from bitwright.runtime.generate import open_generator
 from bitwright.runtime.load import load
 from bitwright.spec import to_spec
+from bitwright.tune.run import tune
+from bitwright.tune.settings import Tuning
 
 QUICK = {"solver.each": '{"kind": "rtn", "weighted": true}', "format.blocks": "3"}
 
@@ -44,6 +46,12 @@ def elastic(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     quantize(job)
     return job.out
+
+
+def test_files_in_blocks_do_not_learn(elastic: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="file in blocks"):
+        tune(Tuning(artifact=elastic, out=tmp_path / "tuned", steps=1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_curve_covers_the_file(elastic: Path) -> None:

@@ -14,8 +14,11 @@ from bitwright.cli.subject import open_subject
 from bitwright.engine.job import Job
 from bitwright.engine.run import quantize
 from bitwright.errors import Refused
+from bitwright.learning import Learning
 from bitwright.runtime.load import load_float
 from bitwright.runtime.skipping import Skipping, importance, kept
+from bitwright.tune.run import tune
+from bitwright.tune.settings import Tuning
 
 IDS = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
 PATHS = ("model.layers.0.mlp.experts", "model.layers.1.mlp.experts")
@@ -80,6 +83,13 @@ def test_thresholds_are_measured_and_stored(mixtral: Path, tmp_path: Path) -> No
     with torch.inference_mode():
         found = [subject.speaker().module(IDS).logits for subject in (plain, skipping)]
     assert not torch.equal(*found)
+    tuned = tune(
+        Tuning(
+            artifact=out, out=tmp_path / "tuned", data=(tmp_path / "text.txt",), steps=1,
+            learning=Learning(batch=1, length=32),
+        )
+    ).manifest  # fmt: skip
+    assert tuned.skipping == manifest.skipping
     told = json.loads((out / "bitwright.json").read_text())
     (out / "bitwright.json").write_text(json.dumps(told | {"skipping": {}}))
     with pytest.raises(Refused, match="no expert can be skipped"):

@@ -11,6 +11,7 @@ from bitwright.allocate.choose import Allocation, Infeasible, Method, allocate, 
 from bitwright.allocate.problem import Budget, Count, Side, Unit
 from bitwright.engine.job import Job
 from bitwright.engine.limits import Rest, among, asked, budgets, head_of, rest_of, why
+from bitwright.engine.settings import free_tables
 from bitwright.engine.units import (
     BIT_OPERATIONS,
     BLOCK,
@@ -85,7 +86,7 @@ def decide(
     `timed` measures the products of blocks and of a head that is chosen too; it is asked where speed counts.
     """
     score = job.score or menu.score
-    free = bool(tables) and bool(menu.tables) and job.target_bpw is None and recipe.embedding is not None
+    free = bool(tables) and free_tables(job, menu) and recipe.embedding is not None
     formats = {label(fmt): fmt for fmt in (*menu.formats, *menu.tables)}
     base = planned(recipe)
     latency = timed(shapes, head_of(tables) if free else {}) if job.min_speed else None
@@ -151,7 +152,7 @@ def _recipe(recipe: Recipe, menu: Menu, allocation: Allocation, formats: dict[st
     common = Counter(chosen.values()).most_common(1)[0][0]
     rules = tuple((name, fmt) for name, fmt in chosen.items() if fmt != common)
     embedding = formats[allocation.choice[TABLES]] if TABLES in allocation.choice else recipe.embedding
-    return replace(recipe, format=common, rules=rules, keep=(), embedding=embedding)
+    return replace(recipe, format=common, rules=(*recipe.rules, *rules), embedding=embedding)
 
 
 def _decision(score: str, units: Units, allocation: Allocation, uniform: Allocation | None, rest: Rest) -> Decision:

@@ -110,11 +110,16 @@ def make_plan(
 def smallest_plan(job: Job, menu: Menu, source: Source, structure: Structure) -> Plan:
     """Everything in its smallest format: no choice of the allocator makes a smaller file."""
     recipe, caution = settings.choose(job.recipe, job.settings, None, [])
-    cheapest = tuple((n, _cheapest(menu.formats, s)) for n, s in block_weights(source, structure) if menu.offers(n))
+    recipe = settings.beside(recipe, menu, job.settings)
+    cheapest = tuple(
+        (n, _cheapest(menu.formats, s))
+        for n, s in block_weights(source, structure)
+        if settings.offered(recipe, menu, job.settings, n)
+    )
     embedding = recipe.embedding
-    if embedding is not None and menu.tables and job.target_bpw is None:
+    if embedding is not None and settings.free_tables(job, menu):
         embedding = _cheapest(menu.tables, source.shape(structure.embedding + ".weight"))
-    smallest = replace(recipe, rules=(*cheapest, *recipe.rules), keep=(), embedding=embedding)
+    smallest = replace(recipe, rules=(*cheapest, *recipe.rules), embedding=embedding)
     return _planned(smallest, caution, source, structure, job.settings)
 
 
@@ -152,16 +157,17 @@ def _mixed(job: Job, source: Source, structure: Structure, table: Table | None, 
         return planned(plan_file.read(job.plan, recipe, tuple(weights)))
     menu = settings.menu(job)
     assert menu is not None
+    recipe = settings.beside(recipe, menu, job.settings)
     heads = [structure.embedding] + ([structure.head] if structure.head and not structure.tied else [])
     tables = {name: source.shape(name + ".weight") for name in heads}
 
     def timed(blocks: Shapes, head: Shapes) -> Latency:
         def all_in(fmt: Format) -> Plan:
-            return planned(replace(recipe, format=fmt, rules=(), keep=()))
+            return planned(replace(recipe, format=fmt))
 
         return latency(job, menu, source, all_in, blocks, head, progress)
 
-    chosen = {name: shape for name, shape in weights.items() if menu.offers(name)}
+    chosen = {n: shape for n, shape in weights.items() if settings.offered(recipe, menu, job.settings, n)}
     plan, decision = decide(job, recipe, menu, table, chosen, tables, planned, timed)
     return replace(plan, decision=decision)
 
@@ -170,6 +176,7 @@ def _largest(target: int, at: Any) -> Plan:
     """Bisection over hundredths of a bit; recipes refuse what they cannot reach."""
     best: Plan | None = None
     least: int | None = None
+    other: Refused | None = None
     low, high = 100, 850
     while low <= high:
         middle = (low + high) // 2
@@ -178,14 +185,16 @@ def _largest(target: int, at: Any) -> Plan:
         except TooFewBits:
             low = middle + 1
             continue
-        except Refused:  # more than the recipe can use
-            high = middle - 1
+        except Refused as error:  # more than the recipe can use, or another reason
+            other, high = error, middle - 1
             continue
         least = plan.file_bytes if least is None else min(least, plan.file_bytes)
         if plan.file_bytes <= target:
             best, low = plan, middle + 1
         else:
             high = middle - 1
+    if best is None and least is None and other is not None:
+        raise other
     if best is None:
         told = f"the smallest file is {least / 1e6:.3g} MB" if least else "no setting fits"
         raise Refused(

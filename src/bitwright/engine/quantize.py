@@ -221,7 +221,7 @@ class Run:
             log.warning("%s saw no calibration token: solved from its weights alone", label)
 
         def solve(e: int) -> QTensor:
-            return self._solve(name, stack[e], formats[e], statistics.get(e))[0]
+            return self._solve(f"{name}[{e}]", stack[e], formats[e], statistics.get(e))[0]
 
         solved = list(self.workers.map(solve, range(stack.shape[0])))
         if self.plan.recipe.propagate:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from bitwright.engine.plan import Plan, make_plan, refuse_unreachable
 from bitwright.engine.quantize import Probe, Progress, Run, block_part
 from bitwright.engine.tables import solve_tables, table_part
 from bitwright.engine.verify import verified
-from bitwright.engine.workers import Workers, cores, return_memory_at_once
+from bitwright.engine.workers import Workers, cores, product_type, return_memory_at_once
 from bitwright.errors import Refused, WorkFailed
 from bitwright.models.calls import BlockCall, record_calls, same_arguments
 from bitwright.models.skeleton import skeleton
@@ -155,6 +156,9 @@ def _identity(job: Job, source: Source, plan: Plan, row: Calibration | None) -> 
     return {
         "bitwright": plan.contents.origin.bitwright,
         "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "products": str(product_type()),
         "model": source.digest(),
         "version": plan.contents.quantization.version,
         "quantization": plan.contents.quantization.model_dump(mode="json")["weights"],

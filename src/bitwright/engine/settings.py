@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from bitwright import registry
+from bitwright.artifact.layout import expert_of
 from bitwright.engine.job import Job
 from bitwright.errors import BadInput, UnknownName
 from bitwright.recipe import Menu, Recipe, RecipeModule
@@ -35,6 +36,9 @@ def choose(
 
 def menu(job: Job) -> Menu | None:
     """What the allocator chooses from; None where the job fixes the formats or the recipe has no choice to offer."""
+    decided = [path for path in job.settings if path.partition(".")[0] in ("format", "rules", "keep", "embedding")]
+    if job.plan is not None and decided:
+        raise BadInput(f"--plan and --set {decided[0]} both decide formats: give one of them.")
     limits = (job.target_bytes, job.target_bpw, job.max_kl, job.min_speed, job.max_bit_operations)
     if job.plan is not None or all(limit is None for limit in limits):
         if job.score is not None:
@@ -43,6 +47,11 @@ def menu(job: Job) -> Menu | None:
             )
         return None
     found: Menu | None = getattr(registry.load("recipes", job.recipe), "MENU", None)
+    formats = [path for path in decided if path.startswith("format")]
+    if found is not None and found.only is None and formats:
+        raise BadInput(f"--set {formats[0]} and a target both decide formats: give one of them.")
+    if job.min_speed is not None and {"rules", "keep"} & set(decided):
+        raise BadInput("--min-speed times what it chooses formats for: leave out --set rules and --set keep.")
     spread = job.target_bytes is None or any((job.score, job.min_speed, job.max_bit_operations))
     if found is None and spread:
         raise BadInput(f"the recipe {job.recipe} does not spread bits over tensors: give --bits or --target-size.")
@@ -79,6 +88,27 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise BadInput(f"{text} is no value of a setting: give a finite number.")
     return number
+
+
+def beside(recipe: Recipe, menu: Menu, asked: Mapping[str, str]) -> Recipe:
+    """The recipe without the rules that a menu for everything replaces: what was asked for stays."""
+    if menu.only is not None:
+        return recipe
+    return replace(recipe, rules=recipe.rules if "rules" in asked else (), keep=recipe.keep if "keep" in asked else ())
+
+
+def offered(recipe: Recipe, menu: Menu, asked: Mapping[str, str], name: str) -> bool:
+    """Whether an allocator chooses for this weight: the menu does, and neither `--set keep` nor `rules` names it."""
+    kept = recipe.keep if "keep" in asked else ()
+    ruled = tuple(pattern for pattern, _ in recipe.rules) if "rules" in asked else ()
+    names = (name, *(expert_of(name) or ())[:1])
+    return menu.offers(name) and not any(fnmatchcase(str(own), p) for p in (*kept, *ruled) for own in names)
+
+
+def free_tables(job: Job, menu: Menu) -> bool:
+    """Whether an allocator chooses for embedding and head too."""
+    asked = any(path.partition(".")[0] == "embedding" for path in job.settings)
+    return bool(menu.tables) and job.target_bpw is None and not asked
 
 
 def refuse_idle(recipe: Recipe, asked: Mapping[str, str], names: Sequence[str]) -> None:

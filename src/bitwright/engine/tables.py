@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitwright.calibrate.observe import Gram, hessian
 from bitwright.engine.workers import quick_products
-from bitwright.errors import BadInput
+from bitwright.errors import BadInput, WorkFailed
 from bitwright.linalg import Hessian
 from bitwright.models.calls import head_inputs
 from bitwright.solvers.rtn import Rtn
@@ -61,7 +61,10 @@ def _table(run: Run, name: str, statistics: Hessian | None) -> dict[str, Tensor]
         w = run.source.rows(name + ".weight", ids).float()
         if not bool(w.isfinite().all()):
             raise BadInput(f"the weight {name} of {run.source.name} holds NaN or infinite values.")
-        return solver.solve(w, fmt, statistics).planes
+        q = solver.solve(w, fmt, statistics)
+        if not bool(q.dequantize().isfinite().all()):
+            raise WorkFailed(f"quantizing {name} gave non-finite weights: give the embedding another format.")
+        return q.planes
 
     strips = list(run.workers.map(strip, range(0, rows, STRIP)))
     return {f"{name}.{role}": torch.cat([s[role] for s in strips]) for role in strips[0]}

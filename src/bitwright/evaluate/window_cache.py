@@ -13,7 +13,7 @@ from bitwright.errors import BadInput
 from bitwright.evaluate.scores import TokenScores
 from bitwright.spec import fingerprint
 
-VERSION = 3
+VERSION = 4
 """Raised whenever scores of the same model and window would come out otherwise."""
 
 

@@ -10,11 +10,13 @@ from torch import Tensor
 from bitwright.bits import Bits
 from bitwright.errors import BadField
 from bitwright.formats.integer import Integer
+from bitwright.formats.mixed import Mixed
 from bitwright.formats.residual import Residual
 from bitwright.formats.trellis import Trellis
 from bitwright.groups import Params
 from bitwright.linalg import Hessian
-from bitwright.protocols import Adaptive, ColumnStats, Elastic, Format, Operand, Planes, PlaneSpec, Term
+from bitwright.partitions.columns import Columns
+from bitwright.protocols import Adaptive, ColumnStats, Dense, Elastic, Format, Operand, Planes, PlaneSpec, Term
 from bitwright.rotation import restored, rotated, spread
 from bitwright.turned import Turned
 
@@ -109,9 +111,13 @@ class Rotated:
         return self.inner.flaw(planes, shape)
 
     def terms(self, planes: Planes, shape: tuple[int, int]) -> tuple[Term, ...]:
-        """Those of `inner`, of rotated inputs, more of which share a scale where weights of a row share one."""
+        """Those of `inner`, of rotated inputs, more of which share a scale where weights of a row share one.
+
+        Codes of picked columns lie as the groups of `inner` are.
+        """
         terms = self.inner.terms(planes, shape)
-        group = terms[0].activation_group if self.group else self._activation_group(shape[1])
+        own = self.group is not None or any(isinstance(term, Dense) and term.picked is not None for term in terms)
+        group = terms[0].activation_group if own else self._activation_group(shape[1])
         return tuple(replace(term, rotated=True, activation_group=group) for term in terms)
 
     def _activation_group(self, columns: int) -> int:
@@ -128,4 +134,9 @@ class Rotated:
         return restored(self.inner.rows(planes, ids, shape))
 
 
-EXAMPLES = (Rotated(), Rotated(Integer(3, 64)), Rotated(Residual(2, 64)))
+EXAMPLES = (
+    Rotated(),
+    Rotated(Integer(3, 64)),
+    Rotated(Residual(2, 64)),
+    Rotated(Mixed(Residual(1, None, columns="shared"), Columns(0.2), 4, "columns")),
+)

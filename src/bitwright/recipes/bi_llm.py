@@ -26,8 +26,8 @@ def caution(recipe: Recipe) -> str | None:
     if recipe.rules or recipe.keep:
         return None
     return (
-        "BiLLM alone is a long way off (SmolLM2-135M, WikiText-2: perplexity 287 at 2.54 stored bits, gptq 156 at "
-        "2.5, float 20): give v_proj and k_proj more bits by rules, or take trellis (67 at 2.06)."
+        "BiLLM alone is a long way off (SmolLM2-135M, WikiText-2: perplexity 287 at 2.54 stored bits, gptq 112 at "
+        "2.5, float 20): give v_proj and k_proj more bits by rules, or take --quality fast (41 at 2.06)."
     )
 
 

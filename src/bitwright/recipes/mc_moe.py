@@ -33,8 +33,9 @@ MENU = Menu((Binary(128), TWO, THREE), score="mc-moe", only=EXPERTS, apart=True,
 
 
 def at_bits(recipe: Recipe, bits: float, shapes: Shapes) -> Recipe:
-    """One width for everything, experts too."""
-    return integer_at(replace(recipe, rules=()), bits, shapes)
+    """One width for everything, experts too, but for what rules that are not the recipe's own say."""
+    rules = tuple(rule for rule in recipe.rules if rule not in RECIPE.rules)
+    return integer_at(replace(recipe, rules=rules), bits, shapes)
 
 
 __all__ = ["MENU", "RECIPE", "at_bits", "caution"]

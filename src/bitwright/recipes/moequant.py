@@ -3,7 +3,8 @@
 The weight c_t of a token is the routing weight that the expert's output is multiplied by, H = 2 sum c_t x_t x_t^T.
 Without `--data` the model writes its calibration text by a beam search that also counts how unevenly experts are used
 (EBSS; `balance` is 1 / tau).
-One scale a row, as there; without its rotation. Without experts it is GPTQ. Stored bits a weight: width + 16 / columns.
+One scale a row, as there; without its rotation. Without experts it is GPTQ without drift. Stored bits a weight: width +
+16 / columns.
 """
 
 from __future__ import annotations

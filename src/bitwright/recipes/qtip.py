@@ -1,8 +1,8 @@
 """QTIP (arXiv 2406.11235) with its incoherence processing: the trellis codes of `trellis`, of rotated weights.
 
 QTIP multiplies weights by random signs and Hadamard matrices on both sides, so that they look like Gaussian numbers,
-on which its codes are trained. Here only inputs are rotated, in blocks of up to 512 columns: rows have scales of their
-own.
+on which its codes are trained. Here only inputs are rotated, in blocks of up to 512 columns that are then mixed with
+each other: rows have scales of their own.
 Stored bits a weight: as `trellis`, signs are fixed.
 """
 

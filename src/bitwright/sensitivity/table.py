@@ -16,16 +16,23 @@ from bitwright.protocols import Format
 from bitwright.sensitivity.solved import Losses
 from bitwright.spec import Spec, fingerprint, label
 
-OBSERVED_BY = ("sensitivity/observe.py", "calibrate/observe.py")
+OBSERVED_BY = (
+    "sensitivity/observe.py",
+    "sensitivity/statistics.py",
+    "sensitivity/experts.py",
+    "calibrate/observe.py",
+)
 """Code that decides the statistics of the float model."""
 SOLVED_BY = (
     "sensitivity/solved.py",
     "sensitivity/perturb.py",
     "sensitivity/groups.py",
+    "sensitivity/measure.py",
     "sensitivity/table.py",
     "solvers/*.py",
     "formats/_*.py",
     "linalg.py",
+    "turned.py",
     "rotation.py",
     "groups.py",
 )

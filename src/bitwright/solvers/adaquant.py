@@ -62,9 +62,7 @@ class Adaquant:
         q = self.start.solve(w, fmt, hessian)
         if hessian is None or self.steps == 0:
             return q
-        diagonal = hessian.diagonal
-        curvature = hessian.matrix + torch.diag((self.damping * diagonal.mean()).expand(len(diagonal)))
-        work = _Course(w.masked_fill(diagonal == 0, 0.0), fmt, curvature, q)
+        work = _Course(w.masked_fill(hessian.diagonal == 0, 0.0), fmt, hessian.damped(self.damping), q)
         rates = dict.fromkeys(work.moving, self.parameter_rate) | {"latent": self.rate}
         for step in range(self.steps):
             work.step(rates, 0.5 + 0.5 * math.cos(math.pi * step / self.steps))

@@ -46,9 +46,7 @@ class Descent:
         if hessian is None or self.sweeps == 0:
             return q
         codes, params = fmt.unpack(q.planes, q.shape)
-        diagonal = hessian.diagonal
-        curvature = hessian.matrix + torch.diag((self.damping * diagonal.mean()).expand(len(diagonal)))
-        work = _Sweep(w.masked_fill(diagonal == 0, 0.0), fmt, curvature, codes, params)
+        work = _Sweep(w.masked_fill(hessian.diagonal == 0, 0.0), fmt, hessian.damped(self.damping), codes, params)
         for _ in range(self.sweeps):
             work.sweep()
         return QTensor(fmt, q.shape, fmt.pack(work.codes, join(work.params)))

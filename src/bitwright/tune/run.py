@@ -6,6 +6,7 @@ import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from bitwright.artifact.read import Artifact, open_artifact
 from bitwright.artifact.write import Contents, write_artifact, write_manifest
 from bitwright.engine.journal import Journal
 from bitwright.engine.verify import verified
-from bitwright.engine.workers import Workers
+from bitwright.engine.workers import Workers, product_type
 from bitwright.errors import BadArtifact, Refused
 from bitwright.models.skeleton import skeleton
 from bitwright.models.source import open_source
@@ -29,7 +30,7 @@ from bitwright.tune import data
 from bitwright.tune.course import Course, Progress, Told
 from bitwright.tune.ranks import Ranks
 from bitwright.tune.settings import Tuning
-from bitwright.tune.student import Student, product_type, teacher
+from bitwright.tune.student import Student, teacher
 from bitwright.tune.train import Trainer
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ def opened(job: Tuning) -> tuple[Artifact, Source]:
     """The artifact and the float model it was made from; `Refused` if that is not known or has changed."""
     artifact = open_artifact(job.artifact)
     lineage = _origin(artifact).lineage
+    if artifact.manifest is not None and artifact.manifest.elastic is not None:
+        raise Refused(
+            f"{job.artifact} is a file in blocks, whose beginnings would not learn: tune another kind of file."
+        )
     name = job.against or lineage.get("name")
     if not isinstance(name, str):
         raise Refused(f"{job.artifact} does not say which float model it was made from: give it with --against.")
@@ -126,8 +131,12 @@ def _base(artifact: Artifact) -> str:
 
 def _identity(job: Tuning, artifact: Artifact, source: Source, text: Calibration, dtype: torch.dtype) -> dict[str, Any]:
     """Everything that decides the bytes of the result; minutes are turned into steps once, and noted."""
+    from bitwright import __version__
+
     return {
+        "bitwright": __version__,
         "torch": torch.__version__,
+        "transformers": version("transformers"),
         "artifact": _base(artifact),
         "model": source.digest(),
         "data": text.sha256,
@@ -162,6 +171,7 @@ def _write(
         manifest = write_artifact(folder, contents, tensor, lambda place: _companions(artifact.path, place))
         progress("verifying", 0, 1)
         manifest = verified(folder, contents, tensor, manifest)
+        manifest = manifest.model_copy(update={"skipping": artifact.manifest.skipping})
         write_manifest(folder, manifest)
         student.same(open_artifact(folder))
 

@@ -35,11 +35,6 @@ def _owner(model: nn.Module, weight: Weight) -> nn.Module | None:
     return model.get_submodule(weight.name) if len(weight.shape) == 2 else None
 
 
-def product_type() -> torch.dtype:
-    """Of the factors of matrix products: bfloat16 where the processor multiplies it faster than float32."""
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-
-
 def teacher(source: Source, structure: Structure, dtype: torch.dtype) -> PreTrainedModel:
     """The float model, with the linears of its blocks and the head in `dtype`."""
     model = skeleton(source.config)
