@@ -126,7 +126,7 @@ to calibrate on, and blocks that are mixed count for much: the first rotated row
 with `--tokens 40960` of C4 and Wikipedia has perplexity 51.1 ± 5.7, KL 0.95, and with drift **45.4 ± 3.8**, KL 0.79
 (2026-11-30 and 2026-12-01; two `--data`, otherwise the same command). The other methods were not measured with it.
 Trained, two planes with a scale a row (2.05 bits) have 54.5 with the values of DB-LLM and 45.5 with signs, in 90
-steps ([training](training.md)).
+steps, one plane with OneBit's scales (1.05 bits) 266 in 300 ([training](training.md)).
 
 Rows are made, and kept in `benchmarks/binarization.json`, by
 
