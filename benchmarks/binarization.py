@@ -112,19 +112,20 @@ with the head, has 8 bits in all of them (29 MB of each file). "Rotated": planes
 
 SmolLM2-135M-Instruct (float: 19.9), WikiText-2 test, first {WINDOWS} windows of 2048 tokens, 8-bit activations;
 calibration on {TOKENS} tokens of C4; 2 cores of a Zen 4 server that did other work as well (2026-11-22; these rows
-were kept as rounded) or of a Zen 5 EPYC virtual machine (2026-11-30), so tokens a second compare within a day only
-and seconds of `quantize` are upper bounds. "In memory" is what the process holds more, buffers included
+were kept as rounded) or of a Zen 5 EPYC virtual machine (later), so tokens a second compare within a day only and
+seconds of `quantize` are upper bounds. "In memory" is what the process holds more, buffers included
 (`benchmarks/memory.py`). llama.cpp's types in the same linears: 65.1 at 2.63 bits (Q2_K), 612 at 2.06 (IQ2_XXS), 1272
 at 1.75 (IQ1_M). Rotated rows have blocks of columns rotated apart, as it was then. The columns of PTQ1.61 ran as
 bitmaps in these rows; at 1.89 bits it takes 68 MB in memory now (87 then) and decodes 1.8 times as fast (664 and 360
 tokens a second, two threads, `bitwright bench` with the build before and after one after the other, 2026-11-30; codes
 rounded to nearest, which changes neither).
 
-Weights that make up for half of what inputs have lost ("drift", a setting of every recipe; `arb-llm` and `pb-llm`
-have it of their own, rows without the word were made without it; [why](quality.md#what-inputs-have-lost)), more text
-to calibrate on, and blocks that are mixed count for much: the first rotated row of ARB-LLM below (2.72 bits, 61.0)
-with `--tokens 40960` of C4 and Wikipedia has perplexity 51.1 ± 5.7, KL 0.95, and with drift **45.4 ± 3.8**, KL 0.79
-(2026-11-30 and 2026-12-01; two `--data`, otherwise the same command). The other methods were not measured with it.
+Weights that make up for half of what inputs have lost ("drift", which all recipes here but `onebit`, `binary-mos` and
+`bit-stack` have of their own; rows without the word were made without it; [why](quality.md#what-inputs-have-lost))
+count for more than the method does: at 2.1 bits it takes BiLLM from 1,980 to 275, PTQ1.61 from 604 to 254, STBLLM 4:8
+from 485 to 172. More text to calibrate on, and blocks that are mixed, count too: the first rotated row of ARB-LLM
+below (2.72 bits, 61.0) with `--tokens 40960` of C4 and Wikipedia has perplexity 51.1 ± 5.7, KL 0.95, and with drift
+**45.4 ± 3.8**, KL 0.79 (2026-11-30 and 2026-12-01; two `--data`, otherwise the same command).
 Trained, two planes with a scale a row (2.05 bits) have 54.5 with the values of DB-LLM and 45.5 with signs, in 90
 steps, one plane with OneBit's scales (1.05 bits) 266 in 300 ([training](training.md)).
 
@@ -144,7 +145,8 @@ EQUAL = """
 ## At equal bits
 
 The best perplexity that each method has among the rows above with so many stored bits (to one digit) or fewer, and
-the bits it took; only ARB-LLM and PB-LLM have rows with drift. BitStack is one file for all sizes
+the bits it took. Only the column of 2.1, for PB-LLM that of 2.7, was made with drift too, of STBLLM its natural
+setting (2.16): other places of the table would be better with it. BitStack is one file for all sizes
 ([elastic files](elastic.md)), with an embedding of 6 bits. "-": it stores more.
 
 """

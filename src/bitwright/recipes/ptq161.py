@@ -2,7 +2,8 @@
 
 The mask costs one bit a column. Signs have a scale a row times a scale a column; the paper learns both by gradients
 block by block, here they come from least squares and descent under the Hessian. Salient columns keep their sign plane
-(their 4 bits come on top), so the share sets the bits.
+(their 4 bits come on top), so the share sets the bits. Weights also make up for half of what inputs have lost (drift=0
+leaves it out).
 Stored bits a weight: 1 + 4 * share + (16 + 32) / columns + 16 / rows. The paper counts 1.61 for a share of 20 %.
 """
 
@@ -23,6 +24,7 @@ RECIPE = Recipe(
     "ptq161",
     format=Mixed(Residual(1, None, rounds=3, columns="shared"), Columns(0.2), salient_bits=4, where="columns"),
     solver=Descent(),
+    drift=0.5,
     embedding=Integer(8, 64, "symmetric"),
 )
 

@@ -2,7 +2,7 @@
 
 The published format gives the weights that stay three magnitudes; two planes give two, one plane one. What is dropped
 is decided before, by the paper's importance, and compensated like any rounding error (as in SparseGPT). N by layer, as
-the paper has it, is a setting: rules.
+the paper has it, is a setting: rules. Weights also make up for half of what inputs have lost (drift=0 leaves it out).
 Stored bits a weight: log2(binomial(M, N)) / M (the pattern) + N / M * planes + 16 * planes / group.
 The paper counts N / M: the signs.
 """
@@ -23,6 +23,7 @@ RECIPE = Recipe(
     "st-bllm",
     format=Structured(Residual(2, 128, rounds=3), 4, 8, "importance"),
     solver=Descent(),
+    drift=0.5,
     embedding=Integer(8, 64, "symmetric"),
 )
 
