@@ -105,7 +105,7 @@ def test_out_that_appears_meanwhile_is_not_overwritten(tmp_path):
 
 def test_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match=r"cannot write .*: not a directory"), draft(tmp_path / "file" / "out"):
+    with pytest.raises(BadInput, match="nothing can be written in"), draft(tmp_path / "file" / "out"):
         pass
     with pytest.raises(BadInput, match="cannot write"), writing(tmp_path):
         (tmp_path / "none" / "a").write_text("")

@@ -225,6 +225,30 @@ def test_divergence_that_no_format_reaches(cli: Cli, tiny_model: Path, text: Pat
     refused(cli("quantize", tiny_model, "--max-kl", "1e-30", *sizes, "-o", tmp_path / "out"), "1e-30", "nats a token")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--verify-uniform", "--bits", "3.5"), "--verify-uniform"),
+        (("--set", "format.group=32", "--set", "format.group=64"), "given twice"),
+    ],
+)
+def test_options_that_contradict(
+    cli: Cli, tiny_model: Path, tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    refused(cli("quantize", tiny_model, "--recipe", "rtn", *options, "-o", tmp_path / "out"), told)
+
+
+def test_a_plan_of_endless_brackets(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("[" * 100_000)
+    refused(cli("quantize", tiny_model, "--plan", tmp_path / "plan.json", "-o", tmp_path / "out"), "no valid JSON")
+
+
+def test_a_place_through_a_folder_that_is_not_there(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    done = cli("quantize", tiny_model, "--recipe", "rtn", "-o", tmp_path / "none" / ".." / "out")
+    assert done.code == 0, done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_plan_where_it_cannot_be_written(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     refused(cli("quantize", tiny_model, "--dry-run", "--save-plan", tmp_path), "--save-plan", str(tmp_path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -86,6 +87,32 @@ def test_planes_of_experts_keep_their_names(mixtral: Path, tmp_path: Path) -> No
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         assert torch.equal(load(tmp_path / "again")(ids).logits, load(tmp_path / "packed")(ids).logits)
+
+
+def test_planes_that_are_loaded_anew_are_what_is_multiplied(packed: Path) -> None:
+    """In place and in the place of the old ones, behind a first use, in copies too; the file stays as it is."""
+    from bitwright.runtime.load import load
+
+    ids = torch.arange(20)[None]
+    model = load(packed)
+    with torch.inference_mode():
+        before = model(ids).logits
+    doubled = {
+        name: 2 * plane if plane.is_floating_point() else plane.clone() for name, plane in model.state_dict().items()
+    }
+    fresh, assigned, copied = load(packed), load(packed), copy.deepcopy(model)
+    fresh.load_state_dict(doubled)
+    for used in (assigned, copied):
+        with torch.inference_mode():
+            assert torch.equal(used(ids).logits, before)
+    assigned.load_state_dict(doubled, assign=True)
+    copied.load_state_dict(doubled)
+    with torch.inference_mode():
+        expected = fresh(ids).logits
+        assert not torch.equal(expected, before)
+        assert torch.equal(assigned(ids).logits, expected)
+        assert torch.equal(copied(ids).logits, expected)
+        assert torch.equal(load(packed)(ids).logits, before)
 
 
 def test_casting_a_model_leaves_the_planes_alone(packed: Path) -> None:

@@ -125,7 +125,7 @@ def draft(out: Path) -> Iterator[Path]:
         with writing(out):
             for path in [*partial.rglob("*"), partial]:
                 sync(path)
-            partial.rename(out)
+            partial.rename(beside(out, ""))  # OUT may lead through a folder that is not there
             sync(partial.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

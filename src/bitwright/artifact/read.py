@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,19 +58,17 @@ class StoredFile(Protocol):
 
 
 class TensorFile:
-    """One safetensors file, checked and mapped. Its tensors are views of read-only memory: clone before writing."""
+    """One safetensors file, checked and mapped. Its tensors are private: what is written to them stays in memory."""
 
     def __init__(self, path: Path) -> None:
         with reading(path), path.open("rb") as file:
             self.bytes = path.stat().st_size
             length = header_bytes(file.read(8), self.bytes, str(path))
             self.entries: dict[str, Entry] = decode(file.read(length - 8), self.bytes, str(path))
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         if hasattr(mmap, "MADV_WILLNEED"):
             mapped.madvise(mmap.MADV_WILLNEED)  # in one go, not page by page as scales between the codes are checked
-        with warnings.catch_warnings():  # torch has no read-only tensors and says so
-            warnings.filterwarnings("ignore", "The given buffer is not writable")
-            self.mapped = torch.frombuffer(mapped, dtype=torch.uint8)
+        self.mapped = torch.frombuffer(mapped, dtype=torch.uint8)
 
     def tensor(self, name: str) -> Tensor:
         """A view of the file, or a copy where the tensor starts between two items."""

@@ -16,7 +16,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from bitwright.errors import BadInput
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; default: all this process may use.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Processor threads; default: all this process may use.")
+]
 Budget = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Use only the first 40MB, say, of a file in blocks; default: all of it."),

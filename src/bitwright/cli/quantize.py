@@ -91,6 +91,8 @@ def quantize(
     if out is None and not dry_run:
         raise BadInput("there is no place to write to: give a new folder with -o OUT.")
     taken = {"--recipe": recipe is not None, "--plan": plan is not None, "--verify-uniform": verify_uniform}
+    if verify_uniform and target_size is None and target_bpw is None:
+        raise BadInput("--verify-uniform compares at equal size: give --target-size or --target-bpw.")
     if quality is not None and any(taken.values()):
         raise BadInput(f"--quality decides by itself: leave out {next(name for name in taken if taken[name])}.")
     if save_plan is not None:

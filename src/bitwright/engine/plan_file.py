@@ -68,7 +68,7 @@ def _load(path: Path) -> dict[str, Any]:
         told = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"the plan {path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"the plan {path} is no valid JSON: {error}.") from None
     if not isinstance(told, dict) or set(told) != KEYS:
         raise BadInput(f"the plan {path} needs exactly the keys {', '.join(sorted(KEYS))}.")

@@ -69,6 +69,8 @@ def parse(assignments: Sequence[str]) -> dict[str, str]:
         path, sign, value = text.partition("=")
         if not sign or not path:
             raise BadInput(f"--set {text}: give part.field=value, solver.damping=0.02 say.")
+        if path.strip() in found:
+            raise BadInput(f"--set {path.strip()} is given twice: give it once.")
         found[path.strip()] = value.strip()
     return found
 
@@ -79,7 +81,7 @@ def value(text: str) -> Any:
         return None
     try:
         return json.loads(text, parse_float=_finite, parse_constant=_finite)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

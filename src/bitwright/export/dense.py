@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitwright.artifact.folder import draft
+from bitwright.artifact.folder import draft, lock
 from bitwright.artifact.layout import CARD, CONFIG, INDEX, MANIFEST, expert_name, expert_of, json_text
 from bitwright.artifact.read import Artifact, open_artifact
 from bitwright.artifact.write import plan_shards, write_shards, write_text
@@ -33,7 +33,7 @@ def export_dense(path: Path, out: Path) -> int:
     for name in artifact.kept:
         stored = artifact.tensor(name)
         specs[name] = PlaneSpec(stored.dtype, tuple(stored.shape))
-    with draft(out) as folder:
+    with lock(out), draft(out) as folder:
         rows = write_shards(folder, plan_shards(specs), lambda name: _dense(artifact, name))
         config = {k: v for k, v in artifact.config.items() if k != "quantization_config"} | {"dtype": "float32"}
         write_text(folder / CONFIG, json_text(config))

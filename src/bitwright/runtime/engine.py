@@ -63,6 +63,7 @@ class Engine:
         """
         if not 0 < len(ids) < self.positions:
             raise BadInput(f"the prompt has {len(ids)} tokens: give between 1 and {self.positions - 1}.")
+        limit = min(limit, self.positions)
         known = self._rewind(ids)
         arriving: SimpleQueue[list[int] | BaseException | None] = SimpleQueue()
         closed = Event()

@@ -185,7 +185,7 @@ def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> i
     if sampling.temperature == 0:
         return int(logits.argmax())
     p, order = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
-    p[p.cumsum(0) - p >= sampling.top_p] = 0  # the first token always stays
+    p[1:][(p.cumsum(0) - p)[1:] >= sampling.top_p] = 0  # the first token always stays
     return int(order[torch.multinomial(p, 1, generator=generator)])
 
 

@@ -25,6 +25,12 @@ class Packed(nn.Module):
         self.shape = shape
         for name, spec in fmt.planes(shape).items():
             self.register_buffer(name, torch.empty(spec.shape, dtype=spec.dtype))
+        self._content = object()
+
+    @property
+    def content(self) -> object:
+        """Another object whenever the planes were filled, loaded or moved: what was made of them is then stale."""
+        return self._content
 
     @property
     def planes(self) -> Planes:
@@ -40,6 +46,11 @@ class Packed(nn.Module):
         """Take these planes as they are, without a copy."""
         for name in self.format.planes(self.shape):
             self._buffers[name] = planes[name]
+        self._content = object()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._content = object()
 
     def terms(self) -> tuple[Term, ...]:
         """What kernels compute."""
@@ -50,6 +61,7 @@ class Packed(nn.Module):
         probe = fn(torch.empty(0, dtype=torch.uint8, device=self._buffers["weight"].device))  # type: ignore[union-attr]
         if probe.device != self._buffers["weight"].device:  # type: ignore[union-attr]
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self._content = object()
         return self
 
     def extra_repr(self) -> str:
@@ -68,8 +80,17 @@ class QLinear(Packed):
         self.in_features, self.out_features = shape[1], shape[0]
         self.activations: Activations = "int8"
         self.bias = nn.Parameter(torch.zeros(shape[0]), requires_grad=False) if bias else None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was made of planes that are no longer there."""
         self._kernel: native.NativeMatrix | None = None
         self._mixer: Mixer | None = None
+        self._made_of: object = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles make kernels of their own.
+        return {**self.__dict__, "_kernel": None, "_mixer": None}
 
     @property
     def path(self) -> str:
@@ -80,6 +101,9 @@ class QLinear(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., R]."""
+        if self._made_of is not self.content:
+            self._forget()
+            self._made_of = self.content
         flat = x.reshape(-1, self.shape[1]).float()
         if isinstance(self.format, Adaptive):
             before, behind = self._factors(self.format, flat)
@@ -141,8 +165,14 @@ class TiedHead(QLinear):
         self.in_features, self.out_features = table.shape[1], table.shape[0]
         self.activations = "int8"
         self.bias = None
-        self._kernel = None
-        self._mixer = None
+        self._forget()
+
+    @property
+    def content(self) -> object:
+        """That of the embedding."""
+        table = self.__dict__["_table"]
+        assert isinstance(table, QEmbedding)
+        return table.content
 
     @property
     def planes(self) -> Planes:
