@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bitwright.artifact.folder import draft, lock, writing
+from bitwright.artifact.folder import draft, lock, writing, writing_to
 from bitwright.errors import BadInput, Refused
 
 HOLD = """
@@ -109,3 +109,14 @@ def test_place_that_cannot_be_written(tmp_path):
         pass
     with pytest.raises(BadInput, match="cannot write"), writing(tmp_path):
         (tmp_path / "none" / "a").write_text("")
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "new" / "plan.json"
+    with writing_to(place) as part:
+        part.write_text("whole")
+    with pytest.raises(BadInput, match="cannot write"), writing_to(place) as part:
+        part.write_text("ha")
+        raise OSError(28, "No space left on device")
+    assert place.read_text() == "whole"
+    assert [path.name for path in place.parent.iterdir()] == ["plan.json"]

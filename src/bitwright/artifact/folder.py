@@ -40,11 +40,16 @@ def _require_open(path: Path, told: str) -> None:
 
 
 @contextmanager
-def writing_to(file: Path) -> Iterator[None]:
-    """`writing` of one file, in a folder that is made if there is none."""
+def writing_to(file: Path) -> Iterator[Path]:
+    """Where to write a file that appears whole or not at all, in a folder that is made if there is none."""
+    part = file.with_name(f"{file.stem}.partial{file.suffix}")
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        yield
+        try:
+            yield part
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bitwright.artifact.folder import require_place, writing, writing_to
+from bitwright.artifact.folder import require_place, writing_to
 from bitwright.cli.evaluate import KEPT, Activations, Plot, TextFile, Windows
 from bitwright.cli.generate import EngineOption
 from bitwright.cli.output import Json, Threads, interruptible, note, print_json, progress, quiet_stdout
@@ -49,13 +49,13 @@ def compare(
     if plot is not None:
         from bitwright.report.charts import quality_against_bytes
 
-        with writing(plot):
-            quality_against_bytes([row.row for row in rows], plot, foot, reference.name if reference else None)
+        with writing_to(plot) as part:
+            quality_against_bytes([row.row for row in rows], part, foot, reference.name if reference else None)
     if markdown is not None:
         from bitwright.report import tables
 
-        with writing_to(markdown):
-            markdown.write_text(tables.markdown([row.row for row in rows], foot), encoding="utf-8")
+        with writing_to(markdown) as part:
+            part.write_text(tables.markdown([row.row for row in rows], foot), encoding="utf-8")
     if json:
         print_json({"models": [row.to_json() for row in rows], "against": told, "activations": activations})
         return

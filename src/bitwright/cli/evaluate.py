@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bitwright.artifact.folder import writing
+from bitwright.artifact.folder import writing_to
 from bitwright.cli.generate import EngineOption
 from bitwright.cli.output import (
     Budget,
@@ -76,8 +76,8 @@ def evaluate(
     if plot is not None:
         from bitwright.report.charts import reliability
 
-        with writing(plot):
-            reliability({name: row.result.totals for name, row in found.items()}, plot, str(measured.result.protocol))
+        with writing_to(plot) as part:
+            reliability({name: row.result.totals for name, row in found.items()}, part, str(measured.result.protocol))
     repaired = {"recalibration": asdict(repair)} if repair else {}
     if json:
         print_json({**measured.to_json(), "against": told, "tasks": scores, "activations": activations, **repaired})

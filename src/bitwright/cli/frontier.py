@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitwright.artifact.folder import writing
+from bitwright.artifact.folder import writing_to
 from bitwright.cli.evaluate import Plot
 from bitwright.cli.output import Json, Threads, interruptible, print_json, print_table, progress, quiet_stdout
 from bitwright.cli.quantize import make_job
@@ -91,5 +91,5 @@ def _draw(rows: list[dict[str, Any]], path: Path, note: str) -> None:
         name: [(row["file_bytes"] / 1e6, row[loss]) for row in rows if row[loss]]
         for name, loss in (("bits where they matter", "loss"), ("one format for all blocks", "uniform_loss"))
     }
-    with writing(path):
-        frontiers({"predicted KL divergence, nats a token": curves}, path, note)
+    with writing_to(path) as part:
+        frontiers({"predicted KL divergence, nats a token": curves}, part, note)

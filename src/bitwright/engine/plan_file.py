@@ -26,8 +26,8 @@ def write(path: Path, recipe: Recipe, chosen: dict[str, Format]) -> None:
     if recipe.embedding is not None:
         known[label(recipe.embedding)] = to_spec(recipe.embedding)
     weights = {name: label(fmt) for name, fmt in chosen.items()}
-    with writing_to(path):
-        write_text(path, json.dumps({"formats": known, "embedding": embedding, "weights": weights}, indent=2) + "\n")
+    with writing_to(path) as part:
+        write_text(part, json.dumps({"formats": known, "embedding": embedding, "weights": weights}, indent=2) + "\n")
 
 
 def read(path: Path, recipe: Recipe, names: tuple[str, ...]) -> Recipe:
