@@ -115,8 +115,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     place = tmp_path / "new" / "plan.json"
     with writing_to(place) as part:
         part.write_text("whole")
-    with pytest.raises(BadInput, match="cannot write"), writing_to(place) as part:
-        part.write_text("ha")
-        raise OSError(28, "No space left on device")
+
+    def cut() -> None:
+        with writing_to(place) as part:
+            part.write_text("ha")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(BadInput, match="cannot write"):
+        cut()
     assert place.read_text() == "whole"
     assert [path.name for path in place.parent.iterdir()] == ["plan.json"]
