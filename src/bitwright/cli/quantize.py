@@ -91,8 +91,6 @@ def quantize(
     if out is None and not dry_run:
         raise BadInput("there is no place to write to: give a new folder with -o OUT.")
     taken = {"--recipe": recipe is not None, "--plan": plan is not None, "--verify-uniform": verify_uniform}
-    if verify_uniform and target_size is None and target_bpw is None:
-        raise BadInput("--verify-uniform compares at equal size: give --target-size or --target-bpw.")
     if quality is not None and any(taken.values()):
         raise BadInput(f"--quality decides by itself: leave out {next(name for name in taken if taken[name])}.")
     if save_plan is not None:
@@ -104,6 +102,10 @@ def quantize(
         score=score, plan=plan, settings=settings or [], data=tuple(data or ()), tokens=tokens,
         length=length, seed=seed, max_memory=_times(max_memory, 1e6, "--max-memory"), threads=threads,
     )  # fmt: skip
+    if verify_uniform:
+        from bitwright.engine.rival import require_size
+
+        require_size(job)
     with interruptible("run the same command again and it goes on where it was."), quiet_stdout(json):
         if dry_run:
             told = plan_facts(job if quality is None else _started(job, quality), save_plan)

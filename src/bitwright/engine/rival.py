@@ -18,13 +18,18 @@ from bitwright.errors import BadInput
 CHOSEN = "chosen"
 
 
+def require_size(job: Job) -> None:
+    """`BadInput` if nothing says at which size to compare."""
+    if job.target_bytes is None and job.target_bpw is None:
+        raise BadInput("--verify-uniform compares at equal size: give --target-size or --target-bpw.")
+
+
 def better(job: Job, progress: Progress = lambda what, done, of: None) -> tuple[Result, Result]:
     """The result that is in `job.out` now, and the other one, which is gone; goes on after an interruption.
 
     Takes twice the time. They are compared by their measured divergence; `BadInput` if the job has no target size.
     """
-    if job.target_bytes is None and job.target_bpw is None:
-        raise BadInput("--verify-uniform compares at equal size: give --target-size or --target-bpw.")
+    require_size(job)
     require_free(job.out)
     settings = job.model_dump(mode="json", exclude={"out", "threads", "max_memory"})
     journal, stored = Journal(beside(job.out, ".rivals"), settings), TypeAdapter(Result)
@@ -40,7 +45,7 @@ def better(job: Job, progress: Progress = lambda what, done, of: None) -> tuple[
     results = {UNIFORM: made(UNIFORM, UNIFORM), CHOSEN: made(CHOSEN, job.score)}
     # Of two equal ones the chosen one.
     kept, other = sorted(results, key=lambda name: (results[name].divergence, name != CHOSEN))
-    (journal.folder / kept).rename(job.out)
+    (journal.folder / kept).rename(beside(job.out, ""))
     shutil.rmtree(journal.folder / other)
     journal.remove()
     return results[kept], results[other]

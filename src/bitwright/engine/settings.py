@@ -101,10 +101,8 @@ def beside(recipe: Recipe, menu: Menu, asked: Mapping[str, str]) -> Recipe:
 
 def offered(recipe: Recipe, menu: Menu, asked: Mapping[str, str], name: str) -> bool:
     """Whether an allocator chooses for this weight: the menu does, and neither `--set keep` nor `rules` names it."""
-    kept = recipe.keep if "keep" in asked else ()
-    ruled = tuple(pattern for pattern, _ in recipe.rules) if "rules" in asked else ()
     names = (name, *(expert_of(name) or ())[:1])
-    return menu.offers(name) and not any(fnmatchcase(str(own), p) for p in (*kept, *ruled) for own in names)
+    return menu.offers(name) and not any(fnmatchcase(str(n), p) for _, p in _patterns(recipe, asked) for n in names)
 
 
 def free_tables(job: Job, menu: Menu) -> bool:
@@ -115,14 +113,18 @@ def free_tables(job: Job, menu: Menu) -> bool:
 
 def refuse_idle(recipe: Recipe, asked: Mapping[str, str], names: Sequence[str]) -> None:
     """`BadInput` where a pattern that was asked for is that of no weight: it would change nothing."""
-    given = {"keep": recipe.keep, "rules": tuple(pattern for pattern, _ in recipe.rules)}
-    for field in given.keys() & asked.keys():
-        for pattern in given[field]:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise BadInput(
-                    f"--set {field}: {pattern!r} matches no linear of the blocks, which are called "
-                    f"{names[0]} and the like: correct the pattern or take it out."
-                )
+    for field, pattern in _patterns(recipe, asked):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise BadInput(
+                f"--set {field}: {pattern!r} matches no linear of the blocks, which are called "
+                f"{names[0]} and the like: correct the pattern or take it out."
+            )
+
+
+def _patterns(recipe: Recipe, asked: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Fields and patterns of `keep` and `rules`, as far as they were asked for."""
+    given = [("keep", pattern) for pattern in recipe.keep] + [("rules", pattern) for pattern, _ in recipe.rules]
+    return [(field, pattern) for field, pattern in given if field in asked]
 
 
 def _put(spec: Spec, path: str, new: Any) -> None:
